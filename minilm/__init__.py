@@ -1,0 +1,29 @@
+"""minilm: a modern decoder language model, written to be read, that computes what transformers computes.
+
+The words that stand for axes in every shape annotation:
+
+    batch      rows of a batch                      hidden     width of the residual stream
+    length     tokens of a row                      heads      query heads
+    query      tokens that look                     kv_heads   key and value heads (heads / kv_heads share one)
+    key        tokens that are looked at            head_dim   width of one head
+    vocab      entries of the vocabulary            rotary     dimensions of a head that RoPE turns
+
+`*batch` means any number of leading axes, `#batch` an axis that may also be 1 and is then shared.
+"""
+
+from minilm.cache import DynamicCache
+from minilm.checkpoint import CheckpointError, load, save
+from minilm.config import ConfigError, ModelConfig, RopeConfig
+from minilm.heads import CausalLM, ModelOutput
+
+__all__ = [
+    "CausalLM",
+    "CheckpointError",
+    "ConfigError",
+    "DynamicCache",
+    "ModelConfig",
+    "ModelOutput",
+    "RopeConfig",
+    "load",
+    "save",
+]

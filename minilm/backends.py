@@ -1,0 +1,115 @@
+"""Three ways to compute attention behind one interface: the model never knows which one runs.
+
+A backend takes queries, keys and values per head (fewer key heads than query heads under GQA), a boolean mask or None
+for plain causal attention, and returns the context of every head; eager also returns the attention weights.
+"""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from minilm import attention, masks
+
+Queries = Float[Tensor, "batch heads query head_dim"]
+Keys = Float[Tensor, "batch kv_heads key head_dim"]
+Mask = Bool[Tensor, "#batch #heads query key"]
+Weights = Float[Tensor, "batch heads query key"]
+
+
+def attention_scores(
+    query: Queries, key: Float[Tensor, "batch heads key head_dim"], scale: float, softmax: str, layer_index: int
+) -> Weights:
+    """How well each query matches each key: their product times scale, in the dtype that the softmax wants.
+
+    "float32_scaled" makes the product layer_index + 1 times smaller and undoes it in fp32, where fp16 would overflow.
+    """
+    if softmax != "float32_scaled" or query.dtype == torch.float32:
+        scores = torch.matmul(query, key.transpose(2, 3)) * scale
+        return scores
+    shrink = layer_index + 1
+    flat_query, flat_key = query.flatten(0, 1), key.flatten(0, 1).transpose(1, 2)
+    # beta=0 ignores the first argument; alpha scales inside the kernel, before the product is rounded.
+    scores = torch.baddbmm(flat_query.new_zeros(()), flat_query, flat_key, beta=0, alpha=scale / shrink)
+    return scores.view(*query.shape[:2], *scores.shape[1:]).float() * shrink
+
+
+def attention_weights(scores: Weights, mask: Mask, softmax: str) -> Weights:
+    """Softmax over the visible keys. A query that sees none gets weight 0 everywhere, not NaN."""
+    scores = scores + masks.mask_to_bias(mask, scores.dtype)
+    weights = nn.functional.softmax(scores, dim=-1, dtype=None if softmax == "input" else torch.float32)
+    return weights.masked_fill(~mask.any(-1, keepdim=True), 0.0)
+
+
+def eager_attention(
+    query: Queries,
+    key: Keys,
+    value: Keys,
+    mask: Mask | None,
+    *,
+    scale: float,
+    dropout: float = 0.0,
+    softmax: str = "float32",
+    layer_index: int = 0,
+) -> tuple[Queries, Weights]:
+    """Attention as the formula says it, one operation a line: softmax(Q·Kᵀ·scale + bias)·V.
+
+    Every step is rounded as transformers 5.23 rounds it on CPU; the other backends are compared with this one.
+    Source: Vaswani et al. 2017, §3.2.1.
+    """
+    groups = query.shape[1] // key.shape[1]
+    key, value = attention.repeat_kv(key, groups), attention.repeat_kv(value, groups)
+    if mask is None:
+        mask = masks.causal_mask(query.shape[2], key.shape[2], query.device)
+    scores = attention_scores(query, key, scale, softmax, layer_index)
+    weights = attention_weights(scores, mask, softmax).to(query.dtype)
+    weights = nn.functional.dropout(weights, p=dropout, training=dropout > 0)
+    return torch.matmul(weights, value), weights
+
+
+def sdpa_attention(
+    query: Queries,
+    key: Keys,
+    value: Keys,
+    mask: Mask | None,
+    *,
+    scale: float,
+    dropout: float = 0.0,
+    softmax: str = "float32",
+    layer_index: int = 0,
+) -> tuple[Queries, None]:
+    """torch's fused kernel, which never stores the score matrix in fp32 and keeps no weights to return.
+
+    The kernel always accumulates in fp32, so the softmax variants of the eager backend do not apply.
+    """
+    batch, heads, query_length, head_dim = query.shape
+    kv_heads = key.shape[1]
+    if query_length == 1 and (mask is None or mask.shape[1] == 1):
+        # One query per head: the heads of a group become the queries of their key head, so no key is repeated.
+        grouped = query.reshape(batch, kv_heads, heads // kv_heads, head_dim)
+        context = nn.functional.scaled_dot_product_attention(
+            grouped, key, value, attn_mask=mask, dropout_p=dropout, scale=scale
+        )
+        return context.reshape(query.shape), None
+    context = nn.functional.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=mask,
+        is_causal=mask is None and query_length > 1,
+        dropout_p=dropout,
+        scale=scale,
+        enable_gqa=kv_heads != heads,
+    )
+    return context, None
+
+
+NAMES = ("eager", "sdpa")
+
+
+def select(name: str) -> Callable:
+    """The function of a backend, looked up now, so that a replacement put into this module is found."""
+    if name not in NAMES:
+        raise ValueError(f"backend {name!r} does not exist; choose one of {', '.join(NAMES)}")
+    return eager_attention if name == "eager" else sdpa_attention

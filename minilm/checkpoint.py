@@ -1,0 +1,286 @@
+"""Checkpoints in and out: Hugging Face directories of safetensors, single or sharded, and GGUF files in.
+
+A load is complete or refused. Weights stay memory-mapped: a tensor is read from the disk when it is first used.
+"""
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import safetensors
+import torch
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors.torch import save_file
+from torch import Tensor
+
+from minilm import families
+from minilm.config import ConfigError, ModelConfig
+from minilm.families.base import Family
+from minilm.heads import CausalLM
+
+TASKS = {"causal-lm": CausalLM}
+INDEX = "model.safetensors.index.json"
+PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "consolidated.00.pth")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be loaded whole. The message names what is wrong and what to do."""
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Where a source is
+
+
+def cache_dir() -> Path:
+    """Where fetched models are kept: $MINILM_HOME, else the user's cache folder."""
+    home = os.environ.get("MINILM_HOME")
+    if home:
+        return Path(home)
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "minilm"
+
+
+def resolve(source: str | os.PathLike) -> Path:
+    """The local directory or .gguf file that a source means; a Hub name is downloaded once."""
+    path = Path(source).expanduser()
+    if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
+        return path
+    name = str(source)
+    if path.is_file():
+        raise CheckpointError(f"{name} is a file of a kind that is not read here; give its directory, or a .gguf file")
+    for folder in (Path(__file__).parent / "checkpoints", cache_dir()):
+        if re.fullmatch(r"[\w.-]+", name) and (folder / name / "config.json").is_file():
+            return folder / name
+    if name == "smollm2":
+        raise CheckpointError("smollm2 has not been fetched yet; run: python -m minilm fetch smollm2")
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        return _download(name)
+    raise CheckpointError(
+        f"there is no checkpoint {name!r}; give a directory, a .gguf file, a Hub name like owner/model, or smollm2"
+    )
+
+
+def _download(repo: str) -> Path:
+    """A snapshot of a Hub repository, from the local cache when the Hub does not answer."""
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
+    try:
+        return Path(snapshot_download(repo, allow_patterns=patterns))
+    except Exception as error:  # the Hub client raises many kinds, all meaning that it could not be had
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(
+            f"could not get {repo!r} from the Hub ({reason}). If this is a local directory, check its path. Offline, "
+            "copy the repository's directory here and give its path, or use smollm2 (python -m minilm fetch smollm2)"
+        ) from None
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Reading
+
+
+def read_json(path: Path) -> dict:
+    """A JSON object from a file, or an error that names the file."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} holds a {type(values).__name__}; a JSON object is needed")
+    return values
+
+
+def read_config(source: str | os.PathLike) -> tuple[Family, ModelConfig]:
+    """The family and structure of a checkpoint, without its weights."""
+    path = resolve(source)
+    if path.is_file():
+        from minilm import gguf_reader
+
+        return families.read_config(gguf_reader.read_config(path))
+    if not (path / "config.json").is_file():
+        raise CheckpointError(f"{path} has no config.json, so it is not a checkpoint directory")
+    return families.read_config(read_json(path / "config.json"))
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The safetensors files of a directory: the one, or the shards that its index names."""
+    single, index = directory / "model.safetensors", directory / INDEX
+    if single.is_file():
+        return [single]
+    if not index.is_file():
+        pickles = [name for name in PICKLES if (directory / name).exists()]
+        if pickles:
+            raise CheckpointError(
+                f"{directory} holds its weights as {pickles[0]}, a pickle, which can run code when it is opened. "
+                "Convert it once where you trust it: AutoModelForCausalLM.from_pretrained(…).save_pretrained(…)"
+            )
+        raise CheckpointError(f"{directory} has neither model.safetensors nor {INDEX}")
+    names = sorted(set(read_json(index).get("weight_map", {}).values()))
+    outside = [name for name in names if not isinstance(name, str) or Path(name).name != name]
+    if outside:
+        raise CheckpointError(f"{index} names {outside[0]!r}; shards must lie in the same directory")
+    missing = [name for name in names if not (directory / name).is_file()]
+    if missing or not names:
+        raise CheckpointError(f"{index} names {', '.join(missing) or 'no shards'}, which {directory} does not have")
+    return [directory / name for name in names]
+
+
+def read_tensors(directory: Path) -> dict[str, Tensor]:
+    """All tensors of a directory by their names in the files, memory-mapped."""
+    tensors: dict[str, Tensor] = {}
+    for path in weight_files(directory):
+        try:
+            with safetensors.safe_open(path, framework="pt") as file:
+                names = list(file.keys())
+                twice = sorted(set(names) & set(tensors))
+                if twice:
+                    raise CheckpointError(f"{twice[0]} stands in {path.name} and in another shard")
+                tensors |= {name: file.get_tensor(name) for name in names}
+        except (safetensors.SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path} cannot be read as safetensors: {error}. Download or save it again") from None
+    return tensors
+
+
+def assign(model: CausalLM, family: Family, tensors: Mapping[str, Tensor]) -> None:
+    """Put a file's tensors in the place of the model's parameters, without a copy; refuse what does not fit exactly."""
+    available = {}
+    for name, tensor in tensors.items():
+        canonical = family.canonical(name)
+        if canonical is not None:
+            available[canonical] = tensor
+    wanted = {name: parameter.shape for name, parameter in model.named_parameters()}
+    file_names = {name: family.file_name(name) for name in wanted}
+    if model.config.tie_embeddings:
+        _drop_tied_copy(family, available, file_names)
+
+    problems = [f"missing {file_names[name]}" for name in wanted if file_names[name] not in available]
+    problems += [f"unexpected {name}" for name in sorted(set(available) - set(file_names.values()))]
+    for name, shape in wanted.items():
+        found = available.get(file_names[name])
+        if found is not None and found.shape != shape:
+            problems.append(f"{file_names[name]} is {tuple(found.shape)} where {tuple(shape)} is needed")
+        if found is not None and not found.is_floating_point():
+            problems.append(f"{file_names[name]} is {found.dtype}; quantised weights are not supported")
+    if problems:
+        shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
+        raise CheckpointError(f"the weights do not fit the {family.model_type} model of config.json: {shown}")
+    state = {name: available[file_names[name]] for name in wanted}
+    model.load_state_dict(state, assign=True)
+
+
+def _drop_tied_copy(family: Family, available: dict[str, Tensor], file_names: dict[str, str]) -> None:
+    """Files of tied models sometimes hold the table twice; the second one must say the same."""
+    copy = available.pop(family.file_name("lm_head.weight"), None)
+    table = available.get(file_names["decoder.embed_tokens.weight"])
+    if copy is not None and table is not None and not torch.equal(copy, table):
+        raise CheckpointError(
+            "config.json ties the output head to the embeddings, but the file holds two different tables; "
+            "set tie_word_embeddings to false to use both"
+        )
+
+
+def common_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype:
+    """The one dtype that loses nothing of these tensors: theirs, or the widest of several."""
+    dtypes = {tensor.dtype for tensor in tensors.values()}
+    result = dtypes.pop()
+    for dtype in dtypes:
+        result = torch.promote_types(result, dtype)
+    return result
+
+
+def load(
+    source: str | os.PathLike,
+    task: str = "causal-lm",
+    backend: str = "sdpa",
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    num_labels: int | None = None,
+) -> CausalLM:
+    """A model with the weights of a checkpoint, in eval mode.
+
+    source: a directory, a Hub name, a .gguf file, a shipped checkpoint, or "smollm2" once fetched.
+    dtype:  None keeps the checkpoint's; files that mix dtypes are widened to the one that loses nothing.
+    Raises: CheckpointError, naming what is missing, unexpected or misshapen; ConfigError for an unknown structure.
+    """
+    if task not in TASKS:
+        raise ValueError(f"task {task!r} does not exist; choose one of {', '.join(TASKS)}")
+    if num_labels is not None and task == "causal-lm":
+        raise ValueError("num_labels is for classifiers; a causal-lm scores the vocabulary")
+    path = resolve(source)
+    family, config = read_config(path)
+    with torch.device("meta"):
+        model = TASKS[task](config, backend)
+    if path.is_file():
+        from minilm import gguf_reader
+
+        tensors = gguf_reader.read_tensors(path, family, config)
+        generation_config = {}
+    else:
+        tensors = read_tensors(path)
+        generation_file = path / "generation_config.json"
+        generation_config = read_json(generation_file) if generation_file.is_file() else {}
+    assign(model, family, tensors)
+    model.family, model.generation_config = family.model_type, generation_config
+    return model.to(device=device, dtype=dtype or common_dtype(dict(model.named_parameters()))).eval()
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Writing
+
+
+def save(model: CausalLM, directory: str | os.PathLike, max_shard_bytes: int = 5_000_000_000) -> None:
+    """Write a directory that transformers and minilm load: config.json, the weights, the settings for generating.
+
+    Every file is written beside its place and moved there whole, the weights first: an interrupted save leaves what
+    was there before.
+    """
+    if model.family is None:
+        raise ValueError("this model has no family yet, so its weights have no names; set model.family = 'llama' or so")
+    family = families.get_family(model.family)
+    config = family.write_config(model.config) | {"dtype": str(model.dtype).removeprefix("torch.")}
+    # Saved as they are in memory, bit for bit; contiguous because the format stores no strides.
+    state = {family.file_name(name): value.detach().contiguous() for name, value in model.named_parameters()}
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+
+    plan = split_torch_state_dict_into_shards(
+        state, filename_pattern="model{suffix}.safetensors", max_shard_size=max_shard_bytes
+    )
+    for name, members in plan.filename_to_tensors.items():
+        shard = {member: state[member] for member in members}
+        write_atomically(directory / name, lambda path, shard=shard: save_file(shard, path, metadata={"format": "pt"}))
+    if plan.is_sharded:
+        _write_json(directory / INDEX, {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename})
+    if model.generation_config:
+        _write_json(directory / "generation_config.json", model.generation_config)
+    _write_json(directory / "config.json", config)
+    _remove_stale_weights(directory, keep=set(plan.filename_to_tensors) | ({INDEX} if plan.is_sharded else set()))
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a file beside path, then move it there in one step; nothing is left behind if it fails."""
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    try:
+        write(Path(temporary))
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _write_json(path: Path, values: Mapping) -> None:
+    write_atomically(path, lambda target: target.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8"))
+
+
+def _remove_stale_weights(directory: Path, keep: set[str]) -> None:
+    """Files of an earlier save with other shards would be read instead of, or beside, the new ones."""
+    for path in directory.glob("model*.safetensors*"):
+        if path.name not in keep:
+            path.unlink()
+
+
+__all__ = ["CheckpointError", "ConfigError", "load", "read_config", "save"]

@@ -1,0 +1,248 @@
+"""What a family is: a way to read its config.json, and a table of what its weights are called.
+
+A family file declares one `FAMILY`. Everything here is shared by all of them and knows none of them.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+
+from minilm.config import ConfigError, ModelConfig, RopeConfig
+
+# config.json's names for activation functions, and ModelConfig's.
+ACTIVATIONS = {
+    "silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_new",
+    "gelu_fast": "gelu_fast", "relu": "relu",
+}  # fmt: skip
+ACTIVATION_KEYS = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
+
+# Keys that say nothing about what the model computes: bookkeeping, defaults for generating, outputs to return.
+BOOKKEEPING = frozenset(
+    """architectures auto_map dtype torch_dtype transformers_version use_cache _name_or_path name_or_path
+    _attn_implementation_autoset attn_implementation _commit_hash return_dict output_attentions output_hidden_states
+    torchscript use_bfloat16 tf_legacy_loss tokenizer_class prefix task_specific_params finetuning_task problem_type
+    id2label label2id num_labels is_decoder chunk_size_feed_forward pruned_heads sep_token_id decoder_start_token_id
+    forced_bos_token_id forced_eos_token_id begin_suppress_tokens suppress_tokens do_sample temperature top_k top_p
+    typical_p repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids
+    num_beams num_beam_groups num_return_sequences diversity_penalty early_stopping max_length min_length
+    max_new_tokens remove_invalid_values output_scores return_dict_in_generate exponential_decay_length_penalty
+    tie_encoder_decoder cross_attention_hidden_size pretraining_tp rotary_emb_inv_freq classifier_dropout""".split()
+)
+
+# Structures that no model here has: the key may stand in a file with these values only.
+EXPECTED = {"is_encoder_decoder": (False, None), "quantization_config": (None,), "add_cross_attention": (False, None)}
+
+_REQUIRED = object()
+
+
+class Keys:
+    """A config.json while it is being read: hands out values and remembers which keys were asked for."""
+
+    def __init__(self, values: Mapping, model_type: str):
+        self.values, self.model_type = dict(values), model_type
+        self.used = {"model_type"}
+
+    def __call__(self, name: str, default=_REQUIRED):
+        """The value of a key; a key without a default must be there."""
+        self.used.add(name)
+        value = self.values.get(name, default)
+        if value is _REQUIRED:
+            raise ConfigError(f"config.json of a {self.model_type} model must have {name!r}; it is missing")
+        return value
+
+    def expect(self, name: str, *allowed) -> None:
+        """Refuse a file in which this key says something that cannot be computed here."""
+        value = self(name, allowed[0])
+        if value not in allowed:
+            raise ConfigError(
+                f"config.json says {name} = {value!r}, which is not supported; "
+                f"allowed: {', '.join(map(repr, allowed))}"
+            )
+
+    def activation(self, name: str, default: str) -> str:
+        """The activation function that this key names."""
+        value = self(name, default)
+        if value not in ACTIVATIONS:
+            raise ConfigError(f"config.json says {name} = {value!r}; known are {', '.join(ACTIVATIONS)}")
+        return ACTIVATIONS[value]
+
+    def finish(self, ignored: frozenset[str]) -> None:
+        """Refuse keys that nobody read: they might change what the model computes."""
+        unknown = sorted(set(self.values) - self.used - ignored)
+        if unknown:
+            raise ConfigError(
+                f"config.json of a {self.model_type} model has {', '.join(map(repr, unknown))}, which this package "
+                "does not know. If a key does not change what the model computes, add it to the family's ignored keys"
+            )
+
+
+# For each scaling: RopeConfig's field and config.json's name for it. Names without a value here have a default.
+_ROPE_FIELDS = {
+    "default": {},
+    "linear": {"factor": "factor"},
+    "dynamic": {"factor": "factor"},
+    "yarn": {
+        "factor": "factor", "original_max_positions": "original_max_position_embeddings", "beta_fast": "beta_fast",
+        "beta_slow": "beta_slow", "attention_factor": "attention_factor", "mscale": "mscale",
+        "mscale_all_dim": "mscale_all_dim", "truncate": "truncate",
+    },
+    "llama3": {
+        "factor": "factor", "original_max_positions": "original_max_position_embeddings",
+        "low_freq_factor": "low_freq_factor", "high_freq_factor": "high_freq_factor",
+    },
+}  # fmt: skip
+
+
+def read_rope(
+    keys: Keys,
+    max_positions: int,
+    *,
+    theta_key: str = "rope_theta",
+    fraction_key: str | None = None,
+    default_fraction: float = 1.0,
+) -> RopeConfig:
+    """Read either spelling: one `rope_parameters` (transformers 5), or `rope_theta` beside `rope_scaling` (before)."""
+    parameters = keys("rope_scaling", None) or keys("rope_parameters", None) or {}
+    keys("rope_parameters", None)
+    theta = parameters.get("rope_theta", keys(theta_key, 10_000.0))
+    fraction = parameters.get("partial_rotary_factor", default_fraction)
+    if fraction_key is not None:
+        fraction = parameters.get("partial_rotary_factor", keys(fraction_key, default_fraction))
+    elif fraction != 1.0:
+        raise ConfigError(f"partial_rotary_factor is {fraction}; a {keys.model_type} model rotates whole heads")
+
+    scaling = parameters.get("rope_type") or parameters.get("type") or "default"
+    if scaling not in _ROPE_FIELDS:
+        raise ConfigError(f"rope type {scaling!r} is not supported; known are {', '.join(_ROPE_FIELDS)}")
+    known = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
+    known |= {name for names in _ROPE_FIELDS.values() for name in names.values()}
+    unknown = sorted(set(parameters) - known)
+    if unknown:
+        raise ConfigError(f"rope settings have {', '.join(map(repr, unknown))}, which this package does not know")
+
+    names = _ROPE_FIELDS[scaling]
+    values = {ours: parameters[theirs] for ours, theirs in names.items() if parameters.get(theirs) is not None}
+    if "original_max_positions" in names:
+        values.setdefault("original_max_positions", max_positions)
+        values.setdefault("factor", max_positions / values["original_max_positions"])
+    if "factor" in names and "factor" not in values:
+        raise ConfigError(f"rope type {scaling!r} needs 'factor', by how much the context grows; it is missing")
+    return RopeConfig(theta=float(theta), fraction=float(fraction), scaling=scaling, **values)
+
+
+def write_rope(rope: RopeConfig) -> dict:
+    """The `rope_parameters` of config.json, as transformers 5 writes them."""
+    parameters = {"rope_type": rope.scaling, "rope_theta": rope.theta}
+    if rope.fraction != 1.0:
+        parameters["partial_rotary_factor"] = rope.fraction
+    for ours, theirs in _ROPE_FIELDS[rope.scaling].items():
+        if getattr(rope, ours) is not None:
+            parameters[theirs] = getattr(rope, ours)
+    return parameters
+
+
+def read_windows(keys: Keys, num_layers: int, window: int | None, first_sliding: int) -> tuple[int | None, ...] | None:
+    """Which layers slide: those that `layer_types` names, else all from first_sliding on."""
+    kinds = keys("layer_types", None)
+    if kinds is None:
+        kinds = ["full_attention" if index < first_sliding else "sliding_attention" for index in range(num_layers)]
+    unknown = set(kinds) - {"full_attention", "sliding_attention"}
+    if unknown:
+        raise ConfigError(f"layer_types has {', '.join(sorted(unknown))}; known are full_attention, sliding_attention")
+    if window is None or "sliding_attention" not in kinds:
+        return None
+    return tuple(window if kind == "sliding_attention" else None for kind in kinds)
+
+
+def write_layer_types(config: ModelConfig) -> list[str]:
+    """`layer_types` of config.json."""
+    windows = [config.window(index) for index in range(config.num_layers)]
+    return ["full_attention" if window is None else "sliding_attention" for window in windows]
+
+
+def smallest_window(config: ModelConfig) -> int | None:
+    """The window of the layers that slide, or None where none does."""
+    return min((window for window in config.layer_windows or () if window is not None), default=None)
+
+
+@dataclass(frozen=True)
+class GGUFNames:
+    """How llama.cpp stores a family: its name for the architecture, and what its converter did to the weights."""
+
+    architecture: str
+    interleaved_rope: bool = False  # query and key rows are permuted to (0, half, 1, half + 1, …)
+    norm_offset: float = 0.0  # was added to every norm weight
+
+
+@dataclass(frozen=True)
+class Family:
+    """All that distinguishes one family of checkpoints from another.
+
+    fields:  config.json key -> (ModelConfig field, the value when the key is absent), for keys that mean one field.
+    read:    the ModelConfig fields that need more than a table; write: their config.json keys.
+    weights: our module -> the file's module; {} stands for the layer's index. A module's .weight and .bias follow it.
+    """
+
+    model_type: str
+    class_prefix: str  # transformers calls its classes prefix + "ForCausalLM" and so on
+    fields: Mapping[str, tuple]
+    read: Callable[[Keys], dict]
+    write: Callable[[ModelConfig], dict]
+    weights: Mapping[str, str]
+    tiny: Mapping  # a small config.json of this family, on which it is compared with transformers
+    ignored_keys: frozenset[str] = frozenset()
+    ignored_tensors: str = r"(?!)"  # a pattern of names that files carry and nobody needs, such as mask buffers
+    renamed: Mapping[str, str] | None = None  # other spellings of file modules, and the one that `weights` uses
+    gguf: GGUFNames | None = None
+
+    def read_config(self, values: Mapping) -> ModelConfig:
+        """The structure that a config.json describes; a missing, impossible or unknown key is an error."""
+        keys = Keys(values, self.model_type)
+        for name, allowed in EXPECTED.items():
+            keys.expect(name, *allowed)
+        eos = keys("eos_token_id", None)
+        found = {
+            "bos_token_id": keys("bos_token_id", None),
+            "eos_token_ids": () if eos is None else (eos,) if isinstance(eos, int) else tuple(eos),
+            "pad_token_id": keys("pad_token_id", None),
+        }
+        for name, (field, *default) in self.fields.items():
+            found[field] = keys(name, *default)
+        found |= self.read(keys)
+        keys.finish(BOOKKEEPING | self.ignored_keys)
+        return ModelConfig(**found)
+
+    def write_config(self, config: ModelConfig) -> dict:
+        """The config.json that describes this structure, or an error where this family has no words for it."""
+        eos = config.eos_token_ids
+        values = {"model_type": self.model_type, "architectures": [f"{self.class_prefix}ForCausalLM"]}
+        values |= {name: getattr(config, field) for name, (field, *_) in self.fields.items()}
+        values |= self.write(config)
+        values |= {
+            "bos_token_id": config.bos_token_id,
+            "eos_token_id": None if not eos else eos[0] if len(eos) == 1 else list(eos),
+            "pad_token_id": config.pad_token_id,
+        }
+        understood = self.read_config(values)
+        lost = [field.name for field in fields(config) if getattr(config, field.name) != getattr(understood, field.name)]
+        if lost:
+            detail = "; ".join(f"{name} = {getattr(config, name)!r}" for name in lost)
+            raise ConfigError(f"a {self.model_type} config.json cannot say {detail}. Save as another family")
+        return values
+
+    def file_name(self, name: str) -> str:
+        """What the family's files call a parameter of ours, given by its full name in a CausalLM."""
+        module, _, kind = name.rpartition(".")
+        generic = re.sub(r"\.layers\.\d+\.", ".layers.{}.", module)
+        index = re.search(r"\.layers\.(\d+)\.", module)
+        if generic not in self.weights:
+            raise ConfigError(f"the {self.model_type} family has no name for {name!r} in its table of weights")
+        return f"{self.weights[generic].format(index[1] if index else '')}.{kind}"
+
+    def canonical(self, name: str) -> str | None:
+        """The spelling of a file's tensor name that `weights` uses, or None for a tensor that is not needed."""
+        if re.search(self.ignored_tensors, name):
+            return None
+        for other, canonical in (self.renamed or {}).items():
+            name = re.sub(other, canonical, name)
+        return name

@@ -1,0 +1,234 @@
+"""The decoder: embed the tokens, add what each block contributes to the residual stream, normalise."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from minilm import backends, masks, rope
+from minilm.attention import Attention
+from minilm.cache import DynamicCache, DynamicLayer
+from minilm.config import ModelConfig
+from minilm.mlp import make_mlp
+from minilm.norm import Norm
+
+Hidden = Float[Tensor, "batch length hidden"]
+
+
+class Block(nn.Module):
+    """One layer: attention and MLP, each on a normalised copy of the residual stream, each added to it.
+
+        sequential                           parallel
+        h = x + attention(norm(x))           x + attention(norm(x)) + mlp(other_norm(x))
+        h + mlp(other_norm(h))
+    """  # fmt: skip
+
+    def __init__(self, config: ModelConfig, layer_index: int):
+        super().__init__()
+        self.parallel = config.residual == "parallel"
+        self.attention_norm = Norm(config)
+        self.attention = Attention(config, layer_index)
+        self.mlp_norm = Norm(config)
+        self.mlp = make_mlp(config)
+        self.dropout = nn.Dropout(config.residual_dropout)
+
+    def forward(
+        self,
+        x: Hidden,
+        cos_sin: tuple[Tensor, Tensor] | None,
+        mask: Bool[Tensor, "..."] | None,
+        cache: DynamicLayer | None,
+        attend: Callable,
+    ) -> tuple[Hidden, Tensor | None]:
+        """Returns the residual stream after this block, and the attention weights where the backend keeps them."""
+        attended, weights = self.attention(self.attention_norm(x), cos_sin, mask, cache, attend)
+        attended = self.dropout(attended)
+        if self.parallel:
+            # The reference adds the two branches first; in floating point the order shows.
+            return self.dropout(self.mlp(self.mlp_norm(x))) + attended + x, weights
+        x = attended + x
+        return self.dropout(self.mlp(self.mlp_norm(x))) + x, weights
+
+
+@dataclass
+class DecoderOutput:
+    """What the trunk hands to a head."""
+
+    hidden: Hidden  # after the final norm
+    cache: DynamicCache | None
+    attentions: tuple[Tensor, ...] | None  # per block: [batch, heads, query, key]
+    hidden_states: tuple[Hidden, ...] | None  # the embeddings, then after each block; the last one is normalised
+
+
+class Decoder(nn.Module):
+    """The trunk that every task shares: from token ids to one normalised vector per token."""
+
+    def __init__(self, config: ModelConfig, backend: str = "sdpa"):
+        super().__init__()
+        self.config = config
+        self.backend = backend
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        if config.rope is None:
+            self.embed_positions = nn.Embedding(config.max_positions, config.hidden_size)
+        self.dropout = nn.Dropout(config.embedding_dropout)
+        self.layers = nn.ModuleList(Block(config, index) for index in range(config.num_layers))
+        self.final_norm = Norm(config)
+
+    def embed(self, input_ids: Int[Tensor, "batch length"]) -> Hidden:
+        """Look the tokens up in the table, scaled where the model asks for it."""
+        embedded = self.embed_tokens(input_ids)
+        if self.config.scale_embeddings:
+            # The factor is rounded to the embeddings' dtype first: √3072 is 55.4256, but 55.5 in bf16.
+            embedded = embedded * torch.tensor(self.config.hidden_size**0.5, dtype=embedded.dtype)
+        return embedded
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "batch length"] | None = None,
+        *,
+        inputs_embeds: Hidden | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Int[Tensor, "#batch length"] | None = None,
+        cache: DynamicCache | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+    ) -> DecoderOutput:
+        attend = backends.select(self.backend)
+        if output_attentions and self.backend != "eager":
+            raise ValueError(
+                f"backend {self.backend!r} does not keep attention weights; set model.backend = 'eager' to get them"
+            )
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        if input_ids is not None:
+            self._check_ids(input_ids)
+        x = self.embed(input_ids) if inputs_embeds is None else inputs_embeds
+        if cache is not None and len(cache.layers) != len(self.layers):
+            raise ValueError(
+                f"the cache has {len(cache.layers)} layers and the model {len(self.layers)}; "
+                "make one with DynamicCache(model.config)"
+            )
+        seen = cache.length if cache is not None else 0
+        self._check_mask(attention_mask, x.shape[0], x.shape[1], seen)
+
+        if position_ids is None:
+            position_ids = self._default_positions(attention_mask, x, seen)
+        if self.config.rope is None:
+            self._check_positions(position_ids)
+            x = x + self.embed_positions(position_ids)
+        cos_sin = self._cos_sin(position_ids, x.dtype)
+        layer_masks = self._layer_masks(attention_mask, x.shape[1], seen, cache, x.device)
+
+        x = self.dropout(x)
+        hidden_states, attentions = [x], []
+        for index, block in enumerate(self.layers):
+            layer_cache = cache.layers[index] if cache is not None else None
+            x, weights = block(x, cos_sin, layer_masks[self.config.window(index)], layer_cache, attend)
+            if output_attentions:
+                attentions.append(weights)
+            if output_hidden_states:
+                hidden_states.append(x)
+        hidden = self.final_norm(x)
+        return DecoderOutput(
+            hidden=hidden,
+            cache=cache,
+            attentions=tuple(attentions) if output_attentions else None,
+            hidden_states=(*hidden_states[:-1], hidden) if output_hidden_states else None,
+        )
+
+    def _default_positions(self, attention_mask: Tensor | None, x: Hidden, seen: int) -> Int[Tensor, "_ length"]:
+        """Count the real tokens of each row; without padding, go on from what the cache has seen."""
+        if attention_mask is not None and attention_mask.ndim == 2:
+            return masks.position_ids_from_mask(attention_mask)[:, seen:]
+        return torch.arange(seen, seen + x.shape[1], device=x.device)[None]
+
+    def _cos_sin(self, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
+        config = self.config
+        if config.rope is None:
+            return None
+        # Only dynamic scaling depends on the length, and reading it would make a GPU wait.
+        seq_len = int(position_ids.max()) + 1 if config.rope.scaling == "dynamic" else 0
+        inv_freq, scale = rope.frequencies(config.rope, config.rotary_dim, config.max_positions, seq_len)
+        return rope.cos_sin(position_ids, inv_freq.to(position_ids.device), dtype, scale)
+
+    def _layer_masks(
+        self,
+        attention_mask: Tensor | None,
+        query_length: int,
+        seen: int,
+        cache: DynamicCache | None,
+        device: torch.device,
+    ) -> dict[int | None, Bool[Tensor, "..."] | None]:
+        """One mask for each kind of layer, by its window; None where plain causal attention is exactly right."""
+        made: dict[int | None, Tensor | None] = {}
+        for index in range(len(self.layers)):
+            window = self.config.window(index)
+            if window in made:
+                continue
+            if attention_mask is not None and attention_mask.ndim == 4:
+                made[window] = attention_mask
+                continue
+            first = cache.layers[index].first_position if cache is not None else 0
+            key_length = seen + query_length - first
+            key_valid = attention_mask[:, first:].bool() if attention_mask is not None else None
+            if masks.causal_flag_suffices(query_length, key_length, key_valid, window):
+                made[window] = None
+                continue
+            positions = torch.arange(first, seen + query_length, device=device)[None]
+            made[window] = masks.visible(positions[:, -query_length:], positions, key_valid, window)
+        return made
+
+    def _check_ids(self, input_ids: Tensor) -> None:
+        # On a GPU reading the extremes would make it wait for the host, and its own assertion catches the error.
+        if input_ids.device.type != "cpu" or input_ids.numel() == 0 or torch.compiler.is_compiling():
+            return
+        low, high = int(input_ids.min()), int(input_ids.max())
+        if low < 0 or high >= self.config.vocab_size:
+            raise ValueError(
+                f"token ids run from {low} to {high}; this model knows 0 to {self.config.vocab_size - 1}. "
+                "Was the text encoded with another model's tokenizer?"
+            )
+
+    def _check_positions(self, position_ids: Tensor) -> None:
+        if position_ids.device.type == "cpu" and int(position_ids.max()) >= self.config.max_positions:
+            raise ValueError(
+                f"position {int(position_ids.max())} was asked for; this model has learned "
+                f"{self.config.max_positions} positions, 0 to {self.config.max_positions - 1}. Shorten the text"
+            )
+
+    @staticmethod
+    def _check_mask(attention_mask: Tensor | None, batch: int, length: int, seen: int) -> None:
+        if attention_mask is None:
+            return
+        keys = seen + length
+        if attention_mask.ndim == 2 and attention_mask.shape == (batch, keys):
+            return
+        if attention_mask.ndim == 4 and attention_mask.dtype == torch.bool:
+            return
+        raise ValueError(
+            f"attention_mask is {tuple(attention_mask.shape)} {attention_mask.dtype}; allowed are [batch, keys] = "
+            f"({batch}, {keys}) with 1 = real token ({seen} cached and {length} new), or a 4-D boolean mask "
+            f"[batch, heads or 1, {length}, {keys}] with True = visible"
+        )
+
+
+def initialize(model: nn.Module, config: ModelConfig, generator: torch.Generator | None = None) -> None:
+    """Give a new model its starting weights: normal matrices, zero biases, norms that change nothing.
+
+    With depth_scaled_init the two projections that write to the residual stream start smaller, so that the sum over
+    all layers keeps its size. Source: GPT-2, Radford et al. 2019, §2.3.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | nn.Embedding):
+            writes_to_residual = name.endswith(("o_proj", "down_proj"))
+            shrink = math.sqrt(2 * config.num_layers) if config.depth_scaled_init and writes_to_residual else 1.0
+            nn.init.normal_(module.weight, std=config.init_std / shrink, generator=generator)
+            if getattr(module, "bias", None) is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, Norm):
+            nn.init.constant_(module.weight, 0.0 if module.kind == "offset_rms" else 1.0)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
