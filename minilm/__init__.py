@@ -14,7 +14,9 @@ The words that stand for axes in every shape annotation:
 from minilm.cache import DynamicCache
 from minilm.checkpoint import CheckpointError, load, save
 from minilm.config import ConfigError, ModelConfig, RopeConfig
+from minilm.generate import TextStreamer, generate
 from minilm.heads import CausalLM, ModelOutput
+from minilm.tokenizer import Tokenizer, load_tokenizer
 
 __all__ = [
     "CausalLM",
@@ -24,6 +26,10 @@ __all__ = [
     "ModelConfig",
     "ModelOutput",
     "RopeConfig",
+    "TextStreamer",
+    "Tokenizer",
+    "generate",
     "load",
+    "load_tokenizer",
     "save",
 ]

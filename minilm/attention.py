@@ -12,6 +12,7 @@ from minilm.norm import Norm
 
 Hidden = Float[Tensor, "batch length hidden"]
 Heads = Float[Tensor, "batch heads length head_dim"]
+KVHeads = Float[Tensor, "batch kv_heads length head_dim"]
 
 
 def split_heads(x: Float[Tensor, "batch length features"], num_heads: int) -> Heads:
@@ -24,7 +25,9 @@ def merge_heads(x: Heads) -> Float[Tensor, "batch length features"]:
     return x.transpose(1, 2).flatten(2)
 
 
-def split_qkv_per_head(qkv: Float[Tensor, "batch length features"], num_heads: int) -> tuple[Heads, Heads, Heads]:
+def split_qkv_per_head(
+    qkv: Float[Tensor, "batch length features"], num_heads: int
+) -> tuple[Heads, Heads, Heads]:
     """Split fused rows that are stored head by head: query, key and value of head 0, then those of head 1, ….
 
     Three equal blocks of the rows would mix the heads, and the text would stay fluent enough to hide it.
@@ -34,7 +37,7 @@ def split_qkv_per_head(qkv: Float[Tensor, "batch length features"], num_heads: i
 
 def split_qkv_blocks(
     qkv: Float[Tensor, "batch length features"], num_heads: int, head_dim: int
-) -> tuple[Heads, Heads, Heads]:
+) -> tuple[Heads, KVHeads, KVHeads]:
     """Split fused rows that are stored as three blocks: every query head, every key head, every value head.
 
     The number of key heads follows from the width: what the queries leave, halved.
@@ -57,7 +60,9 @@ def repeat_kv(
     if groups == 1:
         return x
     batch, kv_heads, length, head_dim = x.shape
-    return x[:, :, None].expand(batch, kv_heads, groups, length, head_dim).reshape(batch, -1, length, head_dim)
+    return (
+        x[:, :, None].expand(batch, kv_heads, groups, length, head_dim).reshape(batch, -1, length, head_dim)
+    )
 
 
 class Attention(nn.Module):
@@ -78,7 +83,7 @@ class Attention(nn.Module):
             self.q_norm = Norm(config, config.head_dim)
             self.k_norm = Norm(config, config.head_dim)
 
-    def project(self, x: Hidden) -> tuple[Heads, Heads, Heads]:
+    def project(self, x: Hidden) -> tuple[Heads, KVHeads, KVHeads]:
         """Queries, keys and values per head, before the rotation."""
         config = self.config
         if config.qkv_layout == "separate":

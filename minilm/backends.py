@@ -19,7 +19,11 @@ Weights = Float[Tensor, "batch heads query key"]
 
 
 def attention_scores(
-    query: Queries, key: Float[Tensor, "batch heads key head_dim"], scale: float, softmax: str, layer_index: int
+    query: Queries,
+    key: Float[Tensor, "batch heads key head_dim"],
+    scale: float,
+    softmax: str,
+    layer_index: int,
 ) -> Weights:
     """How well each query matches each key: their product times scale, in the dtype that the softmax wants.
 

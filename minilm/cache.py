@@ -9,7 +9,8 @@ from torch import Tensor
 
 from minilm.config import ModelConfig
 
-Heads = Float[Tensor, "batch kv_heads length head_dim"]
+New = Float[Tensor, "batch kv_heads length head_dim"]
+Stored = Float[Tensor, "batch kv_heads key head_dim"]
 
 
 class DynamicLayer:
@@ -25,7 +26,7 @@ class DynamicLayer:
         """The place in the sequence of the first key that the next update returns."""
         return 0
 
-    def update(self, key: Heads, value: Heads) -> tuple[Heads, Heads]:
+    def update(self, key: New, value: New) -> tuple[Stored, Stored]:
         """Append new keys and values; return all that the new queries may see."""
         if self.keys is None:
             self.keys, self.values = key, value
@@ -57,7 +58,7 @@ class SlidingLayer(DynamicLayer):
     def first_position(self) -> int:
         return max(self.length - (self.window - 1), 0)
 
-    def update(self, key: Heads, value: Heads) -> tuple[Heads, Heads]:
+    def update(self, key: New, value: New) -> tuple[Stored, Stored]:
         keys, values = super().update(key, value)
         # The next query adds its own key, so window - 1 stored ones are enough for it.
         keep = min(self.window - 1, keys.shape[-2])

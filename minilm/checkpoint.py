@@ -49,7 +49,9 @@ def resolve(source: str | os.PathLike) -> Path:
         return path
     name = str(source)
     if path.is_file():
-        raise CheckpointError(f"{name} is a file of a kind that is not read here; give its directory, or a .gguf file")
+        raise CheckpointError(
+            f"{name} is a file of a kind that is not read here; give its directory, or a .gguf file"
+        )
     for folder in (Path(__file__).parent / "checkpoints", cache_dir()):
         if re.fullmatch(r"[\w.-]+", name) and (folder / name / "config.json").is_file():
             return folder / name
@@ -123,7 +125,9 @@ def weight_files(directory: Path) -> list[Path]:
         raise CheckpointError(f"{index} names {outside[0]!r}; shards must lie in the same directory")
     missing = [name for name in names if not (directory / name).is_file()]
     if missing or not names:
-        raise CheckpointError(f"{index} names {', '.join(missing) or 'no shards'}, which {directory} does not have")
+        raise CheckpointError(
+            f"{index} names {', '.join(missing) or 'no shards'}, which {directory} does not have"
+        )
     return [directory / name for name in names]
 
 
@@ -139,7 +143,9 @@ def read_tensors(directory: Path) -> dict[str, Tensor]:
                     raise CheckpointError(f"{twice[0]} stands in {path.name} and in another shard")
                 tensors |= {name: file.get_tensor(name) for name in names}
         except (safetensors.SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path} cannot be read as safetensors: {error}. Download or save it again") from None
+            raise CheckpointError(
+                f"{path} cannot be read as safetensors: {error}. Download or save it again"
+            ) from None
     return tensors
 
 
@@ -237,7 +243,9 @@ def save(model: CausalLM, directory: str | os.PathLike, max_shard_bytes: int = 5
     was there before.
     """
     if model.family is None:
-        raise ValueError("this model has no family yet, so its weights have no names; set model.family = 'llama' or so")
+        raise ValueError(
+            "this model has no family yet, so its weights have no names; set model.family = 'llama' or so"
+        )
     family = families.get_family(model.family)
     config = family.write_config(model.config) | {"dtype": str(model.dtype).removeprefix("torch.")}
     # Saved as they are in memory, bit for bit; contiguous because the format stores no strides.
@@ -250,13 +258,17 @@ def save(model: CausalLM, directory: str | os.PathLike, max_shard_bytes: int = 5
     )
     for name, members in plan.filename_to_tensors.items():
         shard = {member: state[member] for member in members}
-        write_atomically(directory / name, lambda path, shard=shard: save_file(shard, path, metadata={"format": "pt"}))
+        write_atomically(
+            directory / name, lambda path, shard=shard: save_file(shard, path, metadata={"format": "pt"})
+        )
     if plan.is_sharded:
         _write_json(directory / INDEX, {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename})
     if model.generation_config:
         _write_json(directory / "generation_config.json", model.generation_config)
     _write_json(directory / "config.json", config)
-    _remove_stale_weights(directory, keep=set(plan.filename_to_tensors) | ({INDEX} if plan.is_sharded else set()))
+    _remove_stale_weights(
+        directory, keep=set(plan.filename_to_tensors) | ({INDEX} if plan.is_sharded else set())
+    )
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -273,7 +285,9 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def _write_json(path: Path, values: Mapping) -> None:
-    write_atomically(path, lambda target: target.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8"))
+    write_atomically(
+        path, lambda target: target.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    )
 
 
 def _remove_stale_weights(directory: Path, keep: set[str]) -> None:

@@ -2,7 +2,8 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Literal, get_args, get_type_hints
+from types import NoneType, UnionType
+from typing import Literal, get_args, get_origin, get_type_hints
 
 
 class ConfigError(ValueError):
@@ -15,13 +16,21 @@ def require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
-def _check_literals(config: object) -> None:
-    """Compare every field that is annotated with a Literal with the values that it allows."""
+def _check_fields(config: object) -> None:
+    """Compare every field with its annotation: one of several words, a flag, a number, an integer."""
+    kinds = {bool: (bool, "True or False"), float: (float | int, "a number"), int: (int, "an integer")}
     for name, hint in get_type_hints(type(config)).items():
-        allowed = get_args(hint)
         value = getattr(config, name)
-        if getattr(hint, "__origin__", None) is Literal and value not in allowed:
-            raise ConfigError(f"{name} is {value!r}; allowed are {', '.join(map(repr, allowed))}")
+        if get_origin(hint) is Literal:
+            allowed = ", ".join(map(repr, get_args(hint)))
+            require(value in get_args(hint), f"{name} is {value!r}; allowed are {allowed}")
+        alternatives = get_args(hint) if get_origin(hint) is UnionType else (hint,)
+        if value is None and NoneType in alternatives:
+            continue
+        for kind in set(alternatives) & set(kinds):
+            accepted, words = kinds[kind]
+            fits = isinstance(value, accepted) and (kind is bool or not isinstance(value, bool))
+            require(fits, f"{name} is {value!r}; it must be {words}")
 
 
 @dataclass(frozen=True)
@@ -46,7 +55,7 @@ class RopeConfig:
     truncate: bool = True  # yarn: round the bounds of the ramp to whole dimensions
 
     def __post_init__(self):
-        _check_literals(self)
+        _check_fields(self)
         require(self.theta > 0, f"RoPE theta is {self.theta}; it must be positive (10000 is usual)")
         require(0 < self.fraction <= 1, f"RoPE fraction is {self.fraction}; it must lie in (0, 1]")
         require(self.factor > 0, f"RoPE factor is {self.factor}; it must be positive")
@@ -95,13 +104,17 @@ class ModelConfig:
     softmax: Literal["float32", "float32_scaled", "input"] = "float32"
     # float32: scores are scaled in the activations' dtype, then softmax in fp32.  float32_scaled: scores are kept
     # layer_index + 1 times smaller until they are fp32, so that fp16 cannot overflow.  input: no upcast at all.
-    layer_windows: tuple[int | None, ...] | None = None  # keys that each layer sees (its own included); None = all
+    layer_windows: tuple[int | None, ...] | None = (
+        None  # keys that each layer sees (its own included); None = all
+    )
 
     mlp: Literal["plain", "gated"] = "gated"
     activation: Literal["silu", "gelu", "gelu_tanh", "gelu_new", "gelu_fast", "relu"] = "silu"
     mlp_bias: bool = False
 
-    residual: Literal["sequential", "parallel"] = "sequential"  # parallel: attention and MLP read the same input
+    residual: Literal["sequential", "parallel"] = (
+        "sequential"  # parallel: attention and MLP read the same input
+    )
     scale_embeddings: bool = False  # multiply token embeddings by √hidden_size, rounded to their dtype
     tie_embeddings: bool = False  # the output head is the embedding table
 
@@ -116,12 +129,14 @@ class ModelConfig:
     pad_token_id: int | None = None
 
     def __post_init__(self):
-        _check_literals(self)
+        _check_fields(self)
         for name in ("vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim",
                      "intermediate_size", "max_positions"):  # fmt: skip
-            value = getattr(self, name)
-            is_count = isinstance(value, int) and not isinstance(value, bool) and value > 0
-            require(is_count, f"{name} is {value!r}; it must be a positive integer")
+            require(
+                getattr(self, name) > 0, f"{name} is {getattr(self, name)}; it must be a positive integer"
+            )
+        for name in ("norm_eps", "init_std"):
+            require(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}; it must not be negative")
         require(
             self.num_heads % self.num_kv_heads == 0,
             f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads ({self.num_kv_heads}), "

@@ -29,7 +29,11 @@ METADATA = {
     "rms_norm_eps": "attention.layer_norm_rms_epsilon",
     "rope_theta": "rope.freq_base",
 }
-TOKEN_IDS = {"bos_token_id": "bos_token_id", "eos_token_id": "eos_token_id", "pad_token_id": "padding_token_id"}
+TOKEN_IDS = {
+    "bos_token_id": "bos_token_id",
+    "eos_token_id": "eos_token_id",
+    "pad_token_id": "padding_token_id",
+}
 
 # Our module -> GGUF's; {} stands for the layer's index.
 MODULES = {
@@ -50,7 +54,9 @@ MODULES = {
 }
 
 
-@functools.lru_cache(maxsize=1)  # the configuration, the weights and the tokenizer are read one after the other
+@functools.lru_cache(
+    maxsize=1
+)  # the configuration, the weights and the tokenizer are read one after the other
 def open_file(path: Path) -> gguf.GGUFReader:
     """The parsed header of a GGUF file; its tensors stay on the disk until they are used."""
     try:
@@ -71,13 +77,20 @@ def read_config(path: Path) -> dict:
     architecture = metadata(reader, "general.architecture")
     known = {family.gguf.architecture: family for family in families.FAMILIES.values() if family.gguf}
     if architecture not in known:
-        raise ConfigError(f"{path} holds a {architecture!r} model; of GGUF files minilm reads {', '.join(known)}")
+        raise ConfigError(
+            f"{path} holds a {architecture!r} model; of GGUF files minilm reads {', '.join(known)}"
+        )
     names = [tensor.name for tensor in reader.tensors]
     scaling = metadata(reader, f"{architecture}.rope.scaling.type", "none")
     if "rope_freqs.weight" in names or scaling != "none":
-        raise ConfigError(f"{path} scales its rotary frequencies; load this model's Hugging Face directory instead")
+        raise ConfigError(
+            f"{path} scales its rotary frequencies; load this model's Hugging Face directory instead"
+        )
 
-    values = {"model_type": known[architecture].model_type, "tie_word_embeddings": "output.weight" not in names}
+    values = {
+        "model_type": known[architecture].model_type,
+        "tie_word_embeddings": "output.weight" not in names,
+    }
     for key, name in METADATA.items():
         value = metadata(reader, f"{architecture}.{name}")
         if value is not None:
@@ -104,11 +117,16 @@ def read_tensors(path: Path, family: Family, config: ModelConfig) -> Mapping[str
     names = {}
     for ours, theirs in MODULES.items():
         for index in range(config.num_layers) if "{}" in ours else (0,):
-            names |= {f"{theirs.format(index)}.{kind}": f"{ours.format(index)}.{kind}" for kind in ("weight", "bias")}
+            names |= {
+                f"{theirs.format(index)}.{kind}": f"{ours.format(index)}.{kind}"
+                for kind in ("weight", "bias")
+            }
     tensors = {}
     for tensor in reader.tensors:
         if tensor.name not in names:
-            raise ConfigError(f"{path} holds {tensor.name}, for which a {family.model_type} model has no place")
+            raise ConfigError(
+                f"{path} holds {tensor.name}, for which a {family.model_type} model has no place"
+            )
         name = names[tensor.name]
         weight = expand(tensor)
         if family.gguf.interleaved_rope and ".q_proj." in name:

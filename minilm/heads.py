@@ -36,7 +36,9 @@ class CausalLM(nn.Module):
         self.family: str | None = None
         self.generation_config: dict = {}
         self.decoder = Decoder(config, backend)
-        self.lm_head = None if config.tie_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = (
+            None if config.tie_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        )
         if self.decoder.embed_tokens.weight.device.type != "meta":
             initialize(self, config)
 
@@ -59,7 +61,9 @@ class CausalLM(nn.Module):
         """Where the weights are."""
         return self.decoder.embed_tokens.weight.device
 
-    def score_tokens(self, hidden: Float[Tensor, "batch length hidden"]) -> Float[Tensor, "batch length vocab"]:
+    def score_tokens(
+        self, hidden: Float[Tensor, "batch length hidden"]
+    ) -> Float[Tensor, "batch length vocab"]:
         """The score of every token of the vocabulary after each position."""
         weight = self.decoder.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
         return nn.functional.linear(hidden, weight)
@@ -86,9 +90,13 @@ class CausalLM(nn.Module):
         logits_to_keep: score only the last so many positions; 0 means all.
         """
         if logits_to_keep < 0:
-            raise ValueError(f"logits_to_keep is {logits_to_keep}; give how many last positions to score, or 0 for all")
+            raise ValueError(
+                f"logits_to_keep is {logits_to_keep}; give how many last positions to score, or 0 for all"
+            )
         if labels is not None and logits_to_keep:
-            raise ValueError("a loss needs the logits of every position; leave logits_to_keep at 0 with labels")
+            raise ValueError(
+                "a loss needs the logits of every position; leave logits_to_keep at 0 with labels"
+            )
         out = self.decoder(
             input_ids,
             inputs_embeds=inputs_embeds,

@@ -53,7 +53,9 @@ def mask_to_bias(mask: Bool[Tensor, "*shape"], dtype: torch.dtype) -> Float[Tens
     return torch.where(mask, torch.zeros((), dtype=dtype, device=mask.device), torch.finfo(dtype).min)
 
 
-def position_ids_from_mask(attention_mask: Int[Tensor, "batch length"]) -> Int[Tensor, "batch length"]:
+def position_ids_from_mask(
+    attention_mask: Int[Tensor, "batch length"] | Bool[Tensor, "batch length"],
+) -> Int[Tensor, "batch length"]:
     """Count the real tokens of each row from 0, so that padding on the left does not shift a text.
 
     Padding gets the position of the last real token before it, or 0: any value does, since nothing sees it.

@@ -60,7 +60,9 @@ class DecoderOutput:
     hidden: Hidden  # after the final norm
     cache: DynamicCache | None
     attentions: tuple[Tensor, ...] | None  # per block: [batch, heads, query, key]
-    hidden_states: tuple[Hidden, ...] | None  # the embeddings, then after each block; the last one is normalised
+    hidden_states: (
+        tuple[Hidden, ...] | None
+    )  # the embeddings, then after each block; the last one is normalised
 
 
 class Decoder(nn.Module):
@@ -139,7 +141,9 @@ class Decoder(nn.Module):
             hidden_states=(*hidden_states[:-1], hidden) if output_hidden_states else None,
         )
 
-    def _default_positions(self, attention_mask: Tensor | None, x: Hidden, seen: int) -> Int[Tensor, "_ length"]:
+    def _default_positions(
+        self, attention_mask: Tensor | None, x: Hidden, seen: int
+    ) -> Int[Tensor, "_ length"]:
         """Count the real tokens of each row; without padding, go on from what the cache has seen."""
         if attention_mask is not None and attention_mask.ndim == 2:
             return masks.position_ids_from_mask(attention_mask)[:, seen:]
@@ -224,7 +228,9 @@ def initialize(model: nn.Module, config: ModelConfig, generator: torch.Generator
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | nn.Embedding):
             writes_to_residual = name.endswith(("o_proj", "down_proj"))
-            shrink = math.sqrt(2 * config.num_layers) if config.depth_scaled_init and writes_to_residual else 1.0
+            shrink = (
+                math.sqrt(2 * config.num_layers) if config.depth_scaled_init and writes_to_residual else 1.0
+            )
             nn.init.normal_(module.weight, std=config.init_std / shrink, generator=generator)
             if getattr(module, "bias", None) is not None:
                 nn.init.zeros_(module.bias)

@@ -30,7 +30,11 @@ BOOKKEEPING = frozenset(
 )
 
 # Structures that no model here has: the key may stand in a file with these values only.
-EXPECTED = {"is_encoder_decoder": (False, None), "quantization_config": (None,), "add_cross_attention": (False, None)}
+EXPECTED = {
+    "is_encoder_decoder": (False, None),
+    "quantization_config": (None,),
+    "add_cross_attention": (False, None),
+}
 
 _REQUIRED = object()
 
@@ -49,6 +53,22 @@ class Keys:
         if value is _REQUIRED:
             raise ConfigError(f"config.json of a {self.model_type} model must have {name!r}; it is missing")
         return value
+
+    def count(self, name: str, default=_REQUIRED) -> int:
+        """The value of a key that says how many there are of something: at least one."""
+        value = self(name, default)
+        if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
+            raise ConfigError(f"config.json says {name} = {value!r}; it must be a positive integer")
+        return value
+
+    def head_width(self, hidden: str, heads: str) -> int:
+        """The share of each head in the hidden size, where both are given by these keys."""
+        width, count = self.count(hidden), self.count(heads)
+        if width % count:
+            raise ConfigError(
+                f"config.json says {hidden} = {width}, which {heads} = {count} heads cannot share evenly"
+            )
+        return width // count
 
     def expect(self, name: str, *allowed) -> None:
         """Refuse a file in which this key says something that cannot be computed here."""
@@ -104,12 +124,18 @@ def read_rope(
     """Read either spelling: one `rope_parameters` (transformers 5), or `rope_theta` beside `rope_scaling` (before)."""
     parameters = keys("rope_scaling", None) or keys("rope_parameters", None) or {}
     keys("rope_parameters", None)
+    if not isinstance(parameters, Mapping):
+        raise ConfigError(
+            f"config.json says rope_parameters or rope_scaling = {parameters!r}; it must be an object"
+        )
     theta = parameters.get("rope_theta", keys(theta_key, 10_000.0))
     fraction = parameters.get("partial_rotary_factor", default_fraction)
     if fraction_key is not None:
         fraction = parameters.get("partial_rotary_factor", keys(fraction_key, default_fraction))
     elif fraction != 1.0:
-        raise ConfigError(f"partial_rotary_factor is {fraction}; a {keys.model_type} model rotates whole heads")
+        raise ConfigError(
+            f"partial_rotary_factor is {fraction}; a {keys.model_type} model rotates whole heads"
+        )
 
     scaling = parameters.get("rope_type") or parameters.get("type") or "default"
     if scaling not in _ROPE_FIELDS:
@@ -118,16 +144,22 @@ def read_rope(
     known |= {name for names in _ROPE_FIELDS.values() for name in names.values()}
     unknown = sorted(set(parameters) - known)
     if unknown:
-        raise ConfigError(f"rope settings have {', '.join(map(repr, unknown))}, which this package does not know")
+        raise ConfigError(
+            f"rope settings have {', '.join(map(repr, unknown))}, which this package does not know"
+        )
 
     names = _ROPE_FIELDS[scaling]
-    values = {ours: parameters[theirs] for ours, theirs in names.items() if parameters.get(theirs) is not None}
+    values = {
+        ours: parameters[theirs] for ours, theirs in names.items() if parameters.get(theirs) is not None
+    }
     if "original_max_positions" in names:
         values.setdefault("original_max_positions", max_positions)
         values.setdefault("factor", max_positions / values["original_max_positions"])
     if "factor" in names and "factor" not in values:
-        raise ConfigError(f"rope type {scaling!r} needs 'factor', by how much the context grows; it is missing")
-    return RopeConfig(theta=float(theta), fraction=float(fraction), scaling=scaling, **values)
+        raise ConfigError(
+            f"rope type {scaling!r} needs 'factor', by how much the context grows; it is missing"
+        )
+    return RopeConfig(theta=theta, fraction=fraction, scaling=scaling, **values)
 
 
 def write_rope(rope: RopeConfig) -> dict:
@@ -141,16 +173,26 @@ def write_rope(rope: RopeConfig) -> dict:
     return parameters
 
 
-def read_windows(keys: Keys, num_layers: int, window: int | None, first_sliding: int) -> tuple[int | None, ...] | None:
+def read_windows(
+    keys: Keys, num_layers: int, window: int | None, first_sliding: int
+) -> tuple[int | None, ...] | None:
     """Which layers slide: those that `layer_types` names, else all from first_sliding on."""
     kinds = keys("layer_types", None)
     if kinds is None:
-        kinds = ["full_attention" if index < first_sliding else "sliding_attention" for index in range(num_layers)]
-    unknown = set(kinds) - {"full_attention", "sliding_attention"}
-    if unknown:
-        raise ConfigError(f"layer_types has {', '.join(sorted(unknown))}; known are full_attention, sliding_attention")
-    if window is None or "sliding_attention" not in kinds:
+        slides = [window is not None and index >= first_sliding for index in range(num_layers)]
+        kinds = ["sliding_attention" if slide else "full_attention" for slide in slides]
+    unknown = [kind for kind in kinds if kind not in ("full_attention", "sliding_attention")]
+    if unknown or len(kinds) != num_layers:
+        raise ConfigError(
+            f"config.json says layer_types = {kinds!r}; for each of the {num_layers} layers it must name "
+            "full_attention or sliding_attention"
+        )
+    if "sliding_attention" not in kinds:
         return None
+    if window is None:
+        raise ConfigError(
+            "layer_types has sliding_attention, but use_sliding_window and sliding_window give no window"
+        )
     return tuple(window if kind == "sliding_attention" else None for kind in kinds)
 
 
@@ -191,20 +233,29 @@ class Family:
     weights: Mapping[str, str]
     tiny: Mapping  # a small config.json of this family, on which it is compared with transformers
     ignored_keys: frozenset[str] = frozenset()
-    ignored_tensors: str = r"(?!)"  # a pattern of names that files carry and nobody needs, such as mask buffers
-    renamed: Mapping[str, str] | None = None  # other spellings of file modules, and the one that `weights` uses
+    ignored_tensors: str = (
+        r"(?!)"  # a pattern of names that files carry and nobody needs, such as mask buffers
+    )
+    renamed: Mapping[str, str] | None = (
+        None  # other spellings of file modules, and the one that `weights` uses
+    )
     gguf: GGUFNames | None = None
+    token_ids: tuple[int | None, int | None, int | None] = (
+        None,
+        None,
+        None,
+    )  # bos, eos, pad of a file without them
 
     def read_config(self, values: Mapping) -> ModelConfig:
         """The structure that a config.json describes; a missing, impossible or unknown key is an error."""
         keys = Keys(values, self.model_type)
         for name, allowed in EXPECTED.items():
             keys.expect(name, *allowed)
-        eos = keys("eos_token_id", None)
+        bos, eos, pad = map(keys, ("bos_token_id", "eos_token_id", "pad_token_id"), self.token_ids)
         found = {
-            "bos_token_id": keys("bos_token_id", None),
-            "eos_token_ids": () if eos is None else (eos,) if isinstance(eos, int) else tuple(eos),
-            "pad_token_id": keys("pad_token_id", None),
+            "bos_token_id": bos,
+            "eos_token_ids": () if eos is None else tuple(eos) if isinstance(eos, list) else (eos,),
+            "pad_token_id": pad,
         }
         for name, (field, *default) in self.fields.items():
             found[field] = keys(name, *default)
@@ -224,7 +275,11 @@ class Family:
             "pad_token_id": config.pad_token_id,
         }
         understood = self.read_config(values)
-        lost = [field.name for field in fields(config) if getattr(config, field.name) != getattr(understood, field.name)]
+        lost = [
+            field.name
+            for field in fields(config)
+            if getattr(config, field.name) != getattr(understood, field.name)
+        ]
         if lost:
             detail = "; ".join(f"{name} = {getattr(config, name)!r}" for name in lost)
             raise ConfigError(f"a {self.model_type} config.json cannot say {detail}. Save as another family")
@@ -236,7 +291,9 @@ class Family:
         generic = re.sub(r"\.layers\.\d+\.", ".layers.{}.", module)
         index = re.search(r"\.layers\.(\d+)\.", module)
         if generic not in self.weights:
-            raise ConfigError(f"the {self.model_type} family has no name for {name!r} in its table of weights")
+            raise ConfigError(
+                f"the {self.model_type} family has no name for {name!r} in its table of weights"
+            )
         return f"{self.weights[generic].format(index[1] if index else '')}.{kind}"
 
     def canonical(self, name: str) -> str | None:

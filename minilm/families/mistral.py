@@ -14,7 +14,9 @@ def read(keys: Keys) -> dict:
         "activation": keys.activation("hidden_act", "silu"),
         "tie_embeddings": keys("tie_word_embeddings", False),
         "rope": read_rope(keys, keys("max_position_embeddings")),
-        "layer_windows": read_windows(keys, keys("num_hidden_layers"), keys("sliding_window", 4096), first_sliding=0),
+        "layer_windows": read_windows(
+            keys, keys("num_hidden_layers"), keys("sliding_window", 4096), first_sliding=0
+        ),
     }
 
 

@@ -1,0 +1,355 @@
+"""The command line: python -m minilm run | parity | generate | chat | inspect | fetch."""
+
+import dataclasses
+import sys
+import time
+from collections.abc import Iterable
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from minilm import backends, checkpoint, describe, families, parity
+from minilm.fetch import fetch_smollm2
+from minilm.generate import TextStreamer, generate
+from minilm.tokenizer import load_tokenizer
+
+app = typer.Typer(
+    help="A modern decoder language model, written to be read, that computes what transformers computes.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+
+QUESTION = "What is the capital of France?"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+SDPA_LIMIT = (
+    2e-5  # what fp32 attention summed in another order may move a logit by; the eager backend must give 0
+)
+
+Source = Annotated[str, typer.Argument(help="A directory, a Hub name, a .gguf file, or smollm2.")]
+Backend = Annotated[str, typer.Option(help=f"How attention is computed: {', '.join(backends.NAMES)}.")]
+Dtype = Annotated[str | None, typer.Option(help=f"{', '.join(DTYPES)}; the checkpoint's own by default.")]
+Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, ….")]
+MaxNewTokens = Annotated[int, typer.Option(help="Stop after so many tokens.")]
+Sample = Annotated[bool, typer.Option("--sample", help="Draw tokens instead of taking the best one.")]
+Temperature = Annotated[float, typer.Option(help="Below 1: more certain; above 1: more varied.")]
+TopK = Annotated[int | None, typer.Option(help="Draw from so many best tokens.")]
+TopP = Annotated[
+    float | None, typer.Option(help="Draw from the best tokens that have this probability together.")
+]
+Seed = Annotated[int, typer.Option(help="Makes drawing repeatable.")]
+
+
+def dtype_named(name: str | None) -> torch.dtype | None:
+    """The dtype that an option names."""
+    if name is not None and name not in DTYPES:
+        raise ValueError(f"dtype {name!r} does not exist; choose one of {', '.join(DTYPES)}")
+    return DTYPES[name] if name else None
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# run and parity
+
+
+@app.command()
+def run(
+    fetch: Annotated[bool, typer.Option(help="Fetch SmolLM2 if it is not here yet.")] = True,
+    question: Annotated[str, typer.Option(help="What to ask it.")] = QUESTION,
+) -> None:
+    """Compare every family with transformers, then let a real pretrained model answer a question."""
+    results = show_progress(
+        parity.compare_families(families.FAMILIES), "comparing", count_cases(families.FAMILIES)
+    )
+    print_results(results)
+    try:
+        if fetch:
+            fetch_smollm2(console.print)
+        checkpoint.resolve("smollm2")
+    except checkpoint.CheckpointError as error:
+        console.print(f"\n[yellow]Without SmolLM2 this is all for now:[/] {error}", highlight=False)
+        return
+    ask_smollm2(question)
+
+
+def ask_smollm2(question: str) -> None:
+    """SmolLM2's answer, its parity on that question, and its speed beside transformers'."""
+    console.print(
+        f"\n[bold]SmolLM2-135M-Instruct[/] through minilm\n[dim]question:[/] {question}", highlight=False
+    )
+    model, tokenizer = checkpoint.load("smollm2"), load_tokenizer("smollm2")
+    prompt = torch.tensor([tokenizer.apply_chat_template([{"role": "user", "content": question}])])
+    console.print("[dim]answer:[/]   ", end="")
+    generate(model, prompt, max_new_tokens=120, streamer=TextStreamer(tokenizer))
+
+    reference = parity.load_reference(checkpoint.resolve("smollm2"), torch.float32)
+    model.backend = "eager"
+    with torch.no_grad():
+        difference = (model(prompt).logits - reference(prompt).logits).abs().max().item()
+    console.print(
+        f"\nlargest difference of a logit from transformers on this prompt, eager fp32: {difference:g}"
+    )
+
+    model.backend = "sdpa"
+    reference.set_attn_implementation("sdpa")
+    ours, theirs = [], []
+    for _ in range(3):  # in turn, so that a machine that slows down slows both
+        ours.append(rate(lambda count: generate(model, prompt, max_new_tokens=count, eos_token_id=[])))
+        theirs.append(rate(lambda count: reference.generate(
+            prompt, max_new_tokens=count, do_sample=False, eos_token_id=None, pad_token_id=0
+        )))  # fmt: skip
+    ours, theirs = sorted(ours)[1], sorted(theirs)[1]
+    console.print(
+        f"greedy decoding, fp32, {torch.get_num_threads()} threads: minilm {ours:.1f} tokens/s, "
+        f"transformers {theirs:.1f} tokens/s ({ours / theirs:.2f} times)",
+        highlight=False,
+    )
+
+
+def rate(decode, count: int = 24) -> float:
+    """Tokens per second of decoding alone: the time of a long run less that of a run of one token."""
+    times = []
+    for tokens in (1, 1 + count):
+        start = time.perf_counter()
+        decode(tokens)
+        times.append(time.perf_counter() - start)
+    return count / (times[1] - times[0])
+
+
+@app.command(name="parity")
+def compare(
+    sources: Annotated[
+        list[str] | None, typer.Argument(help="Checkpoints; by default a small one per family.")
+    ] = None,
+    trace: Annotated[bool, typer.Option("--trace", help="Compare operation by operation.")] = False,
+    dtype: Annotated[list[str] | None, typer.Option(help="fp32 or bf16; both by default.")] = None,
+    tolerance: Annotated[float, typer.Option(help="With --trace: smaller differences do not count.")] = 0.0,
+) -> None:
+    """Compare checkpoints with transformers. Exit code 1 where they differ by more than rounding."""
+    dtypes = dtype or list(parity.DTYPES)
+    unknown = set(dtypes) - set(parity.DTYPES)
+    if unknown:
+        raise ValueError(
+            f"dtype {unknown.pop()!r} cannot be compared; choose from {', '.join(parity.DTYPES)}"
+        )
+    if trace:
+        agree = [
+            trace_operations(source, name, tolerance) for source in sources or ["smollm2"] for name in dtypes
+        ]
+        raise typer.Exit(0 if all(agree) else 1)
+    if sources:
+        steps = (result for source in sources for result in parity.compare(source, dtypes=dtypes))
+    else:
+        steps = parity.compare_families(families.FAMILIES, dtypes)
+    results = show_progress(steps, "comparing", count_cases(sources or families.FAMILIES, len(dtypes)))
+    raise typer.Exit(0 if print_results(results) else 1)
+
+
+def trace_operations(source: str, dtype: str, tolerance: float) -> bool:
+    """Print the first operation that diverges, and those after it; say whether none does."""
+    directory = checkpoint.resolve(source)
+    model = checkpoint.load(directory, dtype=parity.DTYPES[dtype])
+    reference = parity.load_reference(directory, parity.DTYPES[dtype])
+    input_ids = parity.make_batch(model.config.vocab_size, "none", rows=1).input_ids
+    ours = parity.trace_ours(model, input_ids)
+    theirs = parity.trace_reference(reference, model, input_ids)
+    divergence = parity.first_divergence(ours, theirs, tolerance)
+    title = f"{source}, {dtype}, {input_ids.shape[1]} tokens:"
+    if divergence is None:
+        equal = "bit for bit" if tolerance == 0 else f"within {tolerance:g}"
+        console.print(f"{title} all {len(ours)} operations agree {equal}", highlight=False)
+        return True
+    console.print(f"{title} {divergence}", highlight=False)
+    table = Table("operation", "largest difference")
+    for name, difference, _ in list(parity.operation_differences(ours, theirs))[divergence.equal_before :][
+        :12
+    ]:
+        table.add_row(name, f"{difference:.3g}")
+    console.print(table)
+    return False
+
+
+def count_cases(names: Iterable[str], dtypes: int = len(parity.DTYPES)) -> int:
+    """How many comparisons a table of these models takes."""
+    return len(list(names)) * dtypes * len(parity.CACHES) * len(parity.PADDINGS) * len(backends.NAMES)
+
+
+def show_progress(steps: Iterable, label: str, total: int) -> list:
+    """Collect what comes, with a bar while it comes."""
+    with Progress(console=console, transient=True) as progress:
+        return list(progress.track(steps, total=total, description=label))
+
+
+def print_results(results: list[parity.Result]) -> bool:
+    """The table and its verdict: whether eager is exact and sdpa in fp32 within rounding."""
+    console.print(parity.as_table(results))
+    exact = all(
+        item.difference == 0 and item.tokens_agree for item in results if item.case.backend == "eager"
+    )
+    close = all(
+        item.difference <= SDPA_LIMIT
+        for item in results
+        if (item.case.backend, item.case.dtype) == ("sdpa", "fp32")
+    )
+    console.print(
+        f"eager: {'equal to transformers bit for bit' if exact else '[red]NOT equal[/]'}.  "
+        f"sdpa in fp32: {'within' if close else '[red]NOT within[/]'} {SDPA_LIMIT:g}.\n"
+        "In bf16 sdpa rounds less often than eager, so near-ties can fall the other way.",
+        highlight=False,
+    )
+    return exact and close
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# generate and chat
+
+
+@app.command(name="generate")
+def continue_text(
+    source: Source,
+    prompt: Annotated[str, typer.Argument(help="The text to continue.")],
+    max_new_tokens: MaxNewTokens = 60,
+    sample: Sample = False,
+    temperature: Temperature = 1.0,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    seed: Seed = 0,
+    backend: Backend = "sdpa",
+    dtype: Dtype = None,
+    device: Device = "cpu",
+) -> None:
+    """Continue a text, printing it as it comes."""
+    model = checkpoint.load(source, backend=backend, dtype=dtype_named(dtype), device=device)
+    tokenizer = load_tokenizer(source)
+    ids = tokenizer.encode(prompt)
+    if not ids:
+        raise ValueError("the prompt is empty; give at least one word to continue")
+    print(prompt, end="", flush=True)
+    generate(
+        model,
+        torch.tensor([ids], device=device),
+        max_new_tokens=max_new_tokens,
+        do_sample=sample,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        generator=torch.Generator(device).manual_seed(seed),
+        streamer=TextStreamer(tokenizer),
+    )
+
+
+@app.command()
+def chat(
+    source: Source = "smollm2",
+    max_new_tokens: MaxNewTokens = 300,
+    sample: Sample = False,
+    temperature: Temperature = 0.7,
+    top_p: TopP = 0.9,
+    seed: Seed = 0,
+    backend: Backend = "sdpa",
+    dtype: Dtype = None,
+    device: Device = "cpu",
+) -> None:
+    """Talk with a model that was trained for it. /reset starts anew; /exit or Ctrl-D ends."""
+    model = checkpoint.load(source, backend=backend, dtype=dtype_named(dtype), device=device)
+    tokenizer = load_tokenizer(source)
+    generator = torch.Generator(device).manual_seed(seed)
+    messages: list[dict[str, str]] = []
+    while (line := read_line()) is not None:
+        if line == "/reset":
+            messages.clear()
+            continue
+        if not line:
+            continue
+        messages.append({"role": "user", "content": line})
+        prompt = torch.tensor([tokenizer.apply_chat_template(messages)], device=device)
+        out = generate(
+            model,
+            prompt,
+            max_new_tokens=max_new_tokens,
+            do_sample=sample,
+            temperature=temperature,
+            top_p=top_p,
+            generator=generator,
+            streamer=TextStreamer(tokenizer),
+        )
+        answer = tokenizer.decode(out[0, prompt.shape[1] :], skip_special_tokens=True)
+        messages.append({"role": "assistant", "content": answer})
+
+
+def read_line() -> str | None:
+    """The user's next line, or None when they are done."""
+    try:
+        line = input("you> " if sys.stdin.isatty() else "").strip()
+    except EOFError:
+        return None
+    return None if line == "/exit" else line
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# inspect and fetch
+
+
+@app.command()
+def inspect(source: Source) -> None:
+    """Show a checkpoint's structure and what it costs, without loading its weights."""
+    family, config = checkpoint.read_config(source)
+    table = Table(title=f"{source}: a {family.model_type} model", title_justify="left", show_header=False)
+    for field in dataclasses.fields(config):
+        table.add_row(field.name, describe_value(getattr(config, field.name)))
+    console.print(table)
+
+    parts = describe.parameter_counts(config)
+    total = sum(parts.values())
+    table = Table("part", "parameters", "share", title=f"{total:,} parameters", title_justify="left")
+    for part, count in parts.items():
+        table.add_row(part, f"{count:,}", f"{count / total:.1%}")
+    console.print(table)
+    for name, size in (("fp32", 4), ("bf16", 2)):
+        cache = describe.cache_bytes_per_token(config, size)
+        console.print(
+            f"{name}: weights {total * size / 1e6:,.1f} MB, cache {cache:,} bytes per token "
+            f"({cache * config.max_positions / 1e6:,.1f} MB for {config.max_positions:,} tokens)",
+            highlight=False,
+        )
+    for length in (1, config.max_positions):
+        flops = describe.flops_per_token(config, length)
+        console.print(
+            f"arithmetic: {flops / 1e6:,.1f} MFLOP per token after {length:,} tokens", highlight=False
+        )
+
+
+def describe_value(value) -> str:
+    """A field of a config in one line."""
+    if isinstance(value, tuple) and len(value) > 8:
+        return f"{value[:2]} … {value[-2:]}".replace("(", "").replace(")", "")
+    return str(value)
+
+
+@app.command()
+def fetch(name: Annotated[str, typer.Argument(help="What to fetch: smollm2.")]) -> None:
+    """Download a real model once, into the user's cache ($MINILM_HOME or the cache folder)."""
+    if name != "smollm2":
+        raise ValueError(
+            f"{name!r} cannot be fetched; smollm2 can. Hub names are downloaded when they are first used"
+        )
+    console.print(f"smollm2 is in {fetch_smollm2(console.print)}", highlight=False, soft_wrap=True)
+
+
+def main() -> None:
+    """Run the command line; what the user can mend is one line on stderr, without a traceback."""
+    try:
+        app()
+    except (ValueError, OSError) as error:
+        Console(stderr=True).print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

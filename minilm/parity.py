@@ -1,0 +1,470 @@
+"""Is this model still that model? Comparison with transformers: by results, and operation by operation.
+
+The reference computes everything itself. It gets the same weights, token ids, padding mask and positions, nothing else.
+"""
+
+import contextlib
+import functools
+import itertools
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
+
+import torch
+from rich.table import Table
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from minilm import backends, checkpoint, rope
+from minilm.cache import DynamicCache
+from minilm.families import get_family
+from minilm.families.base import Family
+from minilm.generate import generate
+from minilm.heads import CausalLM
+from minilm.norm import Norm
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+PADDINGS = ("none", "left", "right")
+CACHES = ("none", "chunks", "steps")
+NEW_TOKENS = 16  # how far greedy decoding is compared
+VISIBLE = -1e30  # scores below this are masked; how far below is each implementation's own choice
+
+# --------------------------------------------------------------------------------------------------------------------
+# The two models
+
+
+@torch.no_grad()
+def randomise(model: CausalLM, seed: int) -> None:
+    """Give every parameter a value that matters, for at its initialisation a model hides most bugs.
+
+    Norm weights 1 + 0.3·N, biases 0.3·N, matrices 1.5/√fan_in·N: logits reach about 6, and a missing norm weight, a
+    dropped bias or a wrong rotation moves them by whole units.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            noise = torch.randn(parameter.shape, generator=generator)
+            if name == "bias":
+                value = 0.3 * noise
+            elif isinstance(module, Norm):
+                value = (0.0 if module.kind == "offset_rms" else 1.0) + 0.3 * noise
+            else:
+                value = noise * 1.5 / parameter.shape[-1] ** 0.5
+            parameter.copy_(value)
+
+
+def make_checkpoint(family: Family, directory: Path, seed: int = 0) -> None:
+    """Write a small model of a family with randomised parameters, for transformers and minilm to load."""
+    model = CausalLM(family.read_config(family.tiny))
+    model.family = family.model_type
+    randomise(model, seed)
+    checkpoint.save(model, directory)
+
+
+def load_reference(directory: Path, dtype: torch.dtype) -> nn.Module:
+    """The same checkpoint in transformers, with its eager attention."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a local directory: nothing to ask the Hub about
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        directory, dtype=dtype, attn_implementation="eager"
+    ).eval()
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Comparing results
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way to run a model."""
+
+    dtype: str  # "fp32" or "bf16"
+    backend: str  # ours; the reference is always eager
+    cache: str  # "none": one shot.  "chunks": the text in uneven pieces.  "steps": token by token
+    padding: str  # rows of different lengths, padded on this side, or "none": rows of one length
+
+
+@dataclass(frozen=True)
+class Result:
+    """How far apart the two models are in one case."""
+
+    name: str
+    case: Case
+    difference: float  # the largest difference of a logit at a real token
+    tokens_agree: bool  # the best next token is the same at every real token, and so is greedy decoding
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Token ids with their padding mask; positions count the real tokens of each row."""
+
+    input_ids: Tensor
+    mask: Tensor
+
+    @property
+    def position_ids(self) -> Tensor:
+        return (self.mask.cumsum(-1) - 1).clamp(min=0)
+
+
+def make_batch(vocab_size: int, padding: str, length: int = 17, rows: int = 3, seed: int = 0) -> Batch:
+    """Random rows; padded ones have different lengths, and one of them no padding at all."""
+    ids = torch.randint(0, vocab_size, (rows, length), generator=torch.Generator().manual_seed(seed))
+    mask = torch.ones_like(ids)
+    for row in range(1, rows if padding != "none" else 0):
+        gap = 3 * row + 1
+        mask[row, :gap] = 0
+        if padding == "right":
+            mask[row] = mask[row].flip(0)
+    return Batch(ids, mask)
+
+
+def pieces(cache: str, length: int) -> list[tuple[int, int]]:
+    """Where the text is cut for each way of using a cache."""
+    if cache == "none":
+        return [(0, length)]
+    if cache == "steps":
+        return [(index, index + 1) for index in range(length)]
+    cuts = [0, length // 2, length // 2 + 1, length - 2, length]
+    return list(itertools.pairwise(cuts))
+
+
+@torch.no_grad()
+def run_reference(reference: nn.Module, batch: Batch, cache: str) -> Tensor:
+    """The reference's logits for a batch, computed in pieces with its own cache."""
+    from transformers import DynamicCache as ReferenceCache
+
+    padded = not bool(batch.mask.all())
+    state = None if cache == "none" else ReferenceCache(config=reference.config)
+    logits = []
+    for start, end in pieces(cache, batch.input_ids.shape[1]):
+        out = reference(
+            batch.input_ids[:, start:end],
+            attention_mask=batch.mask[:, :end] if padded else None,
+            position_ids=batch.position_ids[:, start:end] if padded else None,
+            past_key_values=state,
+            use_cache=state is not None,
+        )
+        logits.append(out.logits)
+    return torch.cat(logits, dim=1)
+
+
+@torch.no_grad()
+def run_ours(model: CausalLM, batch: Batch, cache: str) -> Tensor:
+    """Our logits for the same batch; positions are left to the model."""
+    mask = None if bool(batch.mask.all()) else batch.mask
+    state = None if cache == "none" else DynamicCache(model.config)
+    logits = []
+    for start, end in pieces(cache, batch.input_ids.shape[1]):
+        part = None if mask is None else mask[:, :end]
+        logits.append(model(batch.input_ids[:, start:end], attention_mask=part, cache=state).logits)
+    return torch.cat(logits, dim=1)
+
+
+def greedy_agrees(reference: nn.Module, model: CausalLM, batch: Batch) -> bool:
+    """Whether greedy decoding writes the same tokens; rows must end in text, so right padding is left out."""
+    theirs = reference.generate(
+        batch.input_ids,
+        attention_mask=batch.mask,
+        max_new_tokens=NEW_TOKENS,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    ours = generate(model, batch.input_ids, batch.mask, max_new_tokens=NEW_TOKENS, eos_token_id=[])
+    return theirs.shape == ours.shape and bool((theirs == ours).all())
+
+
+def compare(
+    source: str | os.PathLike,
+    name: str | None = None,
+    dtypes: Iterable[str] = tuple(DTYPES),
+    backend_names: Iterable[str] = backends.NAMES,
+    caches: Iterable[str] = CACHES,
+    paddings: Iterable[str] = PADDINGS,
+) -> Iterator[Result]:
+    """Compare a checkpoint in minilm with the same in transformers, case by case."""
+    directory = checkpoint.resolve(source)
+    for dtype in dtypes:
+        reference = load_reference(directory, DTYPES[dtype])
+        model = checkpoint.load(directory, dtype=DTYPES[dtype])
+        for padding, cache in itertools.product(paddings, caches):
+            batch = make_batch(model.config.vocab_size, padding)
+            expected = run_reference(reference, batch, cache)
+            real = batch.mask.bool()
+            for backend in backend_names:
+                model.backend = backend
+                found = run_ours(model, batch, cache)
+                agree = bool((found.argmax(-1) == expected.argmax(-1))[real].all())
+                if cache == "steps" and padding != "right":
+                    agree = agree and greedy_agrees(reference, model, batch)
+                difference = (found - expected)[real].abs().max().item()
+                yield Result(name or str(source), Case(dtype, backend, cache, padding), difference, agree)
+
+
+def compare_families(names: Iterable[str]) -> Iterator[Result]:
+    """Compare a small randomised model of each family."""
+    for name in names:
+        with tempfile.TemporaryDirectory() as directory:
+            make_checkpoint(get_family(name), Path(directory))
+            yield from compare(directory, name)
+
+
+def as_table(results: Iterable[Result]) -> Table:
+    """The largest difference of a logit: a row per model, dtype and padding, a column per backend and use of the cache."""
+    cells: dict[tuple, Result] = {}
+    for result in results:
+        case = result.case
+        cells[result.name, case.dtype, case.padding, case.backend, case.cache] = result
+    columns = sorted(
+        dict.fromkeys(key[3:] for key in cells), key=lambda column: backends.NAMES.index(column[0])
+    )
+
+    title = "largest difference of a logit from transformers, at real tokens"
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0))  # for 80 columns
+    for heading in ("model", "dtype", "padding"):
+        table.add_column(heading, no_wrap=True)
+    for backend, cache in columns:
+        label = {"none": "1 shot", "chunks": "chunks", "steps": "steps"}[cache]
+        table.add_column(f"{backend}\n{label}", justify="right", no_wrap=True)
+    table.add_column("greedy\ntokens agree", no_wrap=True)
+    previous = None
+    for row in dict.fromkeys(key[:3] for key in cells):
+        found = [cells[(*row, *column)] for column in columns]
+        if previous not in (None, row[0]):
+            table.add_section()
+        shown = ["" if previous == row[0] else row[0], *row[1:]]
+        differing = {item.case.backend for item in found if not item.tokens_agree}
+        agreeing = [
+            backend for backend in dict.fromkeys(column[0] for column in columns) if backend not in differing
+        ]
+        verdict = "yes" if not differing else " ".join(agreeing) + " only" if agreeing else "no"
+        table.add_row(*shown, *(_number(item.difference) for item in found), verdict)
+        previous = row[0]
+    return table
+
+
+def _number(difference: float) -> str:
+    return "0" if difference == 0 else f"{difference:.0e}" if difference < 1e-3 else f"{difference:.2g}"
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Comparing operation by operation
+
+Trace = dict[str, Tensor]  # the result of each operation, in the order of computing
+
+# What to look at when an operation is the first that differs, its inputs having been equal.
+HINTS = {
+    "input": "the embedding table, its scale, or the learned positions",
+    "norm": "the norm's kind, its eps, its weight, or where it rounds",
+    "activated": "the activation function, or gate and up swapped",
+    "proj": "this projection's weight or bias, or how fused rows are split",
+    "before rotation": "how the projection is split into heads, or a norm on queries and keys",
+    "rotated": "the rotary frequencies (theta, scaling), the positions, the pairing of dimensions, or the rotated part",
+    "value": "how the projection is split into heads; values are not rotated",
+    "scores": "the scale, the mask, or which key head a query head reads (repeat_kv)",
+    "probabilities": "the precision of the softmax",
+    "context": "which value head a query head reads (repeat_kv)",
+    "stream": "how the branches are added: parallel or sequential, and in which order",
+    "logits": "the output head: tied or not",
+}
+
+
+class _SoftmaxRecorder(TorchFunctionMode):
+    """Keeps what goes into the softmax and what comes out of it, whoever calls it."""
+
+    def __init__(self, record: Callable[[str, Tensor], None]):
+        super().__init__()
+        self.record = record
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if function in (nn.functional.softmax, torch.softmax, Tensor.softmax):
+            self.record("scores", args[0])
+            self.record("probabilities", result)
+        return result
+
+
+class _Recorder:
+    """Collects the results of one model's operations under names that both models share."""
+
+    def __init__(self):
+        self.trace: Trace = {}
+        self.rotations = 0
+
+    def keep(self, name: str, tensor: Tensor) -> None:
+        self.trace[name] = tensor.detach().clone()
+
+    def rotation(
+        self, function: Callable, query: Tensor, key: Tensor, *args, **kwargs
+    ) -> tuple[Tensor, Tensor]:
+        layer, self.rotations = f"layers.{self.rotations}", self.rotations + 1
+        self.keep(f"{layer}.query before rotation", query)
+        self.keep(f"{layer}.key before rotation", key)
+        rotated = function(query, key, *args, **kwargs)
+        self.keep(f"{layer}.query rotated", rotated[0])
+        self.keep(f"{layer}.key rotated", rotated[1])
+        return rotated
+
+    def attention(self, run: Callable[[], tuple], layer_index: int, value: Tensor) -> tuple:
+        layer = f"layers.{layer_index}"
+        self.keep(f"{layer}.value", value)
+        with _SoftmaxRecorder(lambda name, tensor: self.keep(f"{layer}.{name}", tensor)):
+            return run()
+
+    def hook(self, module: nn.Module, name: str) -> list[torch.utils.hooks.RemovableHandle]:
+        def keep_output(_, inputs, output):
+            if name.endswith("mlp.down_proj"):
+                self.keep(name.replace("down_proj", "activated"), inputs[0])
+            self.keep(name, output[0] if isinstance(output, tuple) else output)
+
+        return [module.register_forward_hook(keep_output)]
+
+    def hook_input(self, module: nn.Module, name: str) -> torch.utils.hooks.RemovableHandle:
+        def keep_input(_, args, kwargs):
+            self.keep(name, args[0] if args else next(iter(kwargs.values())))
+
+        return module.register_forward_pre_hook(keep_input, with_kwargs=True)
+
+
+def _traced_modules(model: CausalLM, family: Family) -> dict[str, tuple[str, str]]:
+    """Modules with parameters inside the blocks, and the final norm: shared name -> (our path, the reference's).
+
+    Norms of single heads are left out: the reference has the axes in another order there, and what they give is
+    compared as "query before rotation".
+    """
+    found = {}
+    for parameter, _ in model.decoder.named_parameters():
+        path = parameter.rpartition(".")[0]
+        if "embed_" not in path and not path.endswith((".q_norm", ".k_norm")):
+            theirs = family.file_name(f"decoder.{parameter}").rpartition(".")[0]
+            found[path] = (f"decoder.{path}", theirs)
+    return found
+
+
+@torch.no_grad()
+def trace_ours(model: CausalLM, input_ids: Tensor) -> Trace:
+    """Run our model with eager attention and keep what every operation gives."""
+    recorder, handles = _Recorder(), []
+    family = get_family(model.family)
+    for name, (path, _) in _traced_modules(model, family).items():
+        handles += recorder.hook(model.get_submodule(path), name)
+    for index, block in enumerate(model.decoder.layers):
+        handles += recorder.hook(block, f"layers.{index}.stream")
+    handles.append(recorder.hook_input(model.decoder.layers[0], "input"))
+
+    apply_rope, attend = rope.apply_rope, backends.eager_attention
+
+    def traced_attention(query, key, value, mask, **settings):
+        run = functools.partial(attend, query, key, value, mask, **settings)
+        out, weights = recorder.attention(run, settings["layer_index"], value)
+        recorder.keep(f"layers.{settings['layer_index']}.context", out)
+        return out, weights
+
+    backend, model.backend = model.backend, "eager"
+    with contextlib.ExitStack() as stack:
+        stack.callback(setattr, model, "backend", backend)
+        for handle in handles:
+            stack.callback(handle.remove)
+        stack.enter_context(
+            mock.patch.object(rope, "apply_rope", functools.partial(recorder.rotation, apply_rope))
+        )
+        stack.enter_context(mock.patch.object(backends, "eager_attention", traced_attention))
+        recorder.keep("logits", model(input_ids).logits)
+    return recorder.trace
+
+
+@torch.no_grad()
+def trace_reference(reference: nn.Module, model: CausalLM, input_ids: Tensor) -> Trace:
+    """Run the reference and keep the results of the same operations under the same names."""
+    recorder, handles = _Recorder(), []
+    family = get_family(model.family)
+    for name, (_, path) in _traced_modules(model, family).items():
+        handles += recorder.hook(reference.get_submodule(path), name)
+    first_norm = family.file_name("decoder.layers.0.attention_norm.weight").rpartition(".")[0]
+    blocks = reference.get_submodule(first_norm.rpartition(".")[0].rpartition(".")[0])
+    for index, block in enumerate(blocks):
+        handles += recorder.hook(block, f"layers.{index}.stream")
+    handles.append(recorder.hook_input(blocks[0], "input"))
+
+    source = sys.modules[type(reference).__module__]
+    attend = source.eager_attention_forward
+
+    def traced_attention(module, query, key, value, *args, **kwargs):
+        run = functools.partial(attend, module, query, key, value, *args, **kwargs)
+        out, weights = recorder.attention(run, module.layer_idx, value)
+        recorder.keep(
+            f"layers.{module.layer_idx}.context", out.transpose(1, 2)
+        )  # it has brought the heads last
+        return out, weights
+
+    with contextlib.ExitStack() as stack:
+        for handle in handles:
+            stack.callback(handle.remove)
+        if hasattr(source, "apply_rotary_pos_emb"):
+            rotate = functools.partial(recorder.rotation, source.apply_rotary_pos_emb)
+            stack.enter_context(mock.patch.object(source, "apply_rotary_pos_emb", rotate))
+        stack.enter_context(mock.patch.object(source, "eager_attention_forward", traced_attention))
+        recorder.keep("logits", reference(input_ids, use_cache=False).logits)
+    return recorder.trace
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """The first operation whose result differs although everything before it was equal."""
+
+    name: str
+    difference: float
+    where: tuple[int, ...]  # the index of the largest difference
+    equal_before: int  # how many operations agreed
+    shapes: tuple[
+        tuple[int, ...], tuple[int, ...]
+    ]  # ours and the reference's; different ones cannot be compared
+
+    def __str__(self) -> str:
+        hint = next((text for end, text in HINTS.items() if self.name.endswith(end)), None)
+        if hint is None:
+            hint = HINTS["norm"] if "norm" in self.name else "this operation's weights"
+        before = f"{self.equal_before} operations before it agree"
+        look = f"Look at: {hint}"
+        if self.shapes[0] != self.shapes[1]:
+            return (
+                f"first divergence: {self.name} is {self.shapes[0]}, not {self.shapes[1]}; {before}. {look}"
+            )
+        return (
+            f"first divergence: {self.name} differs by up to {self.difference:.3g}, at index {list(self.where)}; "
+            f"{before}. {look}"
+        )
+
+
+def operation_differences(ours: Trace, reference: Trace) -> Iterator[tuple[str, float, tuple[int, ...]]]:
+    """For each operation that both traces have: its name, the largest difference, and where it is."""
+    for name, found in ours.items():
+        expected = reference.get(name)
+        if expected is None:
+            continue
+        if found.shape != expected.shape:
+            yield name, float("inf"), ()
+            continue
+        gap = (found.float() - expected.float()).abs()
+        if name.endswith("scores"):
+            gap = gap.masked_fill((found < VISIBLE) & (expected < VISIBLE), 0.0)
+        gap = gap.nan_to_num(nan=float("inf"))
+        index = torch.unravel_index(gap.argmax(), gap.shape)
+        yield name, gap.max().item(), tuple(int(axis) for axis in index)
+
+
+def first_divergence(ours: Trace, reference: Trace, tolerance: float = 0.0) -> Divergence | None:
+    """The first operation, in the order of computing, whose results differ by more than tolerance; None if none does."""
+    for count, (name, difference, where) in enumerate(operation_differences(ours, reference)):
+        if difference > tolerance:
+            return Divergence(
+                name, difference, where, count, (tuple(ours[name].shape), tuple(reference[name].shape))
+            )
+    return None

@@ -1,0 +1,148 @@
+"""Text to token ids and back, for any checkpoint: a thin cover over the tokenizers that transformers loads."""
+
+import functools
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from minilm.checkpoint import CheckpointError, resolve
+
+# How GGUF files name the rule that cuts text into words before merging; each is built by _pre_tokenizer.
+_WORD_PATTERNS = {
+    "qwen2": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+",
+    "llama-bpe": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+",
+}
+
+
+class Tokenizer:
+    """The tokenizer of a checkpoint."""
+
+    def __init__(self, fast):
+        self._fast = fast  # a transformers PreTrainedTokenizerFast
+
+    @property
+    def vocab_size(self) -> int:
+        """How many ids there are, added tokens included."""
+        return len(self._fast)
+
+    @property
+    def eos_token_id(self) -> int | None:
+        return self._fast.eos_token_id
+
+    @property
+    def pad_token_id(self) -> int | None:
+        return self._fast.pad_token_id
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether the checkpoint was trained for conversations and says how to write them down."""
+        return self._fast.chat_template is not None
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text, with the special tokens that the model was trained to see around it."""
+        return self._fast.encode(text)
+
+    def decode(self, ids: Sequence[int] | Tensor, skip_special_tokens: bool = False) -> str:
+        """The text of a row of ids. Bytes that do not form a character yet become U+FFFD."""
+        return self._fast.decode(_to_list(ids), skip_special_tokens=skip_special_tokens)
+
+    def pieces(self, ids: Sequence[int] | Tensor) -> list[str]:
+        """The text of each id by itself, as labels for a plot."""
+        return [self._fast.decode([index]) for index in _to_list(ids)]
+
+    def apply_chat_template(
+        self, messages: Iterable[dict[str, str]], add_generation_prompt: bool = True
+    ) -> list[int]:
+        """The ids of a conversation, written as the model was trained to read it and ready for its next answer.
+
+        messages: dictionaries with "role" ("system", "user" or "assistant") and "content".
+        """
+        if not self.has_chat_template:
+            raise ValueError(
+                "this checkpoint has no chat template: it was trained to continue text, not to answer. "
+                "Use encode(text), or an Instruct checkpoint"
+            )
+        return self._fast.apply_chat_template(
+            list(messages), add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=False
+        )
+
+    def save(self, directory: str | os.PathLike) -> None:
+        """Write tokenizer.json and its settings, as transformers reads them."""
+        self._fast.save_pretrained(directory)
+
+
+def _to_list(ids: Sequence[int] | Tensor) -> list[int]:
+    return ids.tolist() if isinstance(ids, Tensor) else list(ids)
+
+
+def load_tokenizer(source: str | os.PathLike) -> Tokenizer:
+    """The tokenizer of a checkpoint: a directory, a Hub name, a .gguf file or "smollm2"."""
+    path = resolve(source)
+    if path.is_file():
+        return Tokenizer(_from_gguf(path))
+    names = ("tokenizer.json", "tokenizer.model", "vocab.json")
+    if not any((path / name).is_file() for name in names):
+        raise CheckpointError(
+            f"{path} has no tokenizer ({', '.join(names)}); copy one there from the original model"
+        )
+    from transformers import AutoTokenizer  # imported here: it takes seconds, and computing does not need it
+
+    return Tokenizer(AutoTokenizer.from_pretrained(path))
+
+
+def _pre_tokenizer(name: str):
+    from tokenizers import Regex, pre_tokenizers
+
+    if name in ("default", "gpt-2"):
+        return pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if name == "smollm":
+        digits = pre_tokenizers.Digits(individual_digits=True)
+        return pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    split = pre_tokenizers.Split(Regex(_WORD_PATTERNS[name]), behavior="isolated")
+    return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+def _from_gguf(path: Path):
+    """Build the byte-level BPE tokenizer that a GGUF file describes: its tokens, its merges, how it cuts words."""
+    from tokenizers import AddedToken, decoders, models, normalizers
+    from tokenizers import Tokenizer as RustTokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    from minilm import gguf_reader
+
+    value = functools.partial(gguf_reader.metadata, gguf_reader.open_file(path))
+    kind, cut = value("tokenizer.ggml.model"), value("tokenizer.ggml.pre", "default")
+    known = ("default", "gpt-2", "smollm", *_WORD_PATTERNS)
+    if kind != "gpt2" or cut not in known:
+        raise CheckpointError(
+            f"{path} has a {kind!r} tokenizer that cuts words as {cut!r}; from GGUF only byte-level BPE (gpt2) cut as "
+            f"{', '.join(known)} is read. Use the tokenizer of the model's Hugging Face directory"
+        )
+    tokens, types = value("tokenizer.ggml.tokens"), value("tokenizer.ggml.token_type")
+    merges = [tuple(merge.split(" ")) for merge in value("tokenizer.ggml.merges")]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    tokenizer = RustTokenizer(models.BPE(vocabulary, merges, ignore_merges=cut == "llama-bpe"))
+    tokenizer.pre_tokenizer, tokenizer.decoder = _pre_tokenizer(cut), decoders.ByteLevel()
+    if cut == "qwen2":
+        tokenizer.normalizer = normalizers.NFC()
+    control, user_defined = 3, 4  # llama.cpp's kinds of tokens that text is never merged into
+    for token, token_type in zip(tokens, types, strict=True):
+        if token_type in (control, user_defined):
+            tokenizer.add_tokens([AddedToken(token, special=token_type == control, normalized=False)])
+
+    def token(name: str) -> str | None:
+        index = value(f"tokenizer.ggml.{name}_token_id")
+        return None if index is None else tokens[index]
+
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=token("bos"),
+        eos_token=token("eos"),
+        pad_token=token("padding"),
+        chat_template=value("tokenizer.chat_template"),
+        clean_up_tokenization_spaces=False,
+    )

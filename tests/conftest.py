@@ -1,0 +1,20 @@
+"""What every test runs under: shape annotations that are checked, no network, two threads, a fixed seed."""
+
+import os
+
+os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+
+import jaxtyping
+import pytest
+import torch
+import transformers
+
+jaxtyping.install_import_hook("minilm", "beartype.beartype")  # before minilm is imported for the first time
+transformers.utils.logging.set_verbosity_error()
+transformers.utils.logging.disable_progress_bar()
+torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seed():
+    torch.manual_seed(0)
