@@ -11,7 +11,7 @@ The words that stand for axes in every shape annotation:
 `*batch` means any number of leading axes, `#batch` an axis that may also be 1 and is then shared.
 """
 
-from minilm.cache import DynamicCache
+from minilm.cache import DynamicCache, SlidingWindowCache, StaticCache
 from minilm.checkpoint import CheckpointError, load, save
 from minilm.config import ConfigError, ModelConfig, RopeConfig
 from minilm.generate import TextStreamer, generate
@@ -26,6 +26,8 @@ __all__ = [
     "ModelConfig",
     "ModelOutput",
     "RopeConfig",
+    "SlidingWindowCache",
+    "StaticCache",
     "TextStreamer",
     "Tokenizer",
     "generate",

@@ -1,6 +1,7 @@
 """The key-value cache: what attention has already computed, so that a new token costs one token.
 
-A cache is a plain object that is passed to the model, holds one layer object per block, and grows as the model runs.
+A cache is a plain object that is passed to the model. It holds one layer object per block, each of the kind that the
+block needs: one that grows, one of fixed size, or one that keeps only what a sliding window can still see.
 """
 
 import torch
@@ -9,16 +10,14 @@ from torch import Tensor
 
 from minilm.config import ModelConfig
 
-New = Float[Tensor, "batch kv_heads length head_dim"]
-Stored = Float[Tensor, "batch kv_heads key head_dim"]
+Heads = Float[Tensor, "batch kv_heads length head_dim"]
 
 
 class DynamicLayer:
-    """Keys and values of one block, for all tokens so far."""
+    """Keys and values of one block for all tokens so far, in a buffer that doubles when it is full."""
 
     def __init__(self):
-        self.keys: Tensor | None = None
-        self.values: Tensor | None = None
+        self.buffers: tuple[Tensor, Tensor] | None = None  # keys and values, [batch, kv_heads, capacity, head_dim]
         self.length = 0  # tokens seen
 
     @property
@@ -26,25 +25,78 @@ class DynamicLayer:
         """The place in the sequence of the first key that the next update returns."""
         return 0
 
-    def update(self, key: New, value: New) -> tuple[Stored, Stored]:
+    def update(self, key: Heads, value: Heads) -> tuple[Heads, Heads]:
         """Append new keys and values; return all that the new queries may see."""
-        if self.keys is None:
-            self.keys, self.values = key, value
+        start, end = self.length, self.length + key.shape[-2]
+        if self.buffers is not None:
+            check_fits(self.buffers[0], key)
+        if key.requires_grad:
+            # Writing into a buffer would overwrite what the backward pass needs; this is slower and differentiable.
+            old = (buffer[:, :, :start] for buffer in self.buffers or (key[:, :, :0], value[:, :, :0]))
+            self.buffers = tuple(torch.cat(pair, dim=2) for pair in zip(old, (key, value), strict=True))
         else:
-            self.keys = torch.cat((self.keys, key), dim=-2)
-            self.values = torch.cat((self.values, value), dim=-2)
-        self.length += key.shape[-2]
-        return self.keys, self.values
+            self.reserve(end, key)
+            for buffer, new in zip(self.buffers, (key, value), strict=True):
+                buffer[:, :, start:end] = new
+        self.length = end
+        return self.buffers[0][:, :, :end], self.buffers[1][:, :, :end]
+
+    def reserve(self, length: int, like: Heads) -> None:
+        """Make room for `length` tokens. Doubling keeps the copying at a constant share per token."""
+        capacity = 0 if self.buffers is None else self.buffers[0].shape[2]
+        if length <= capacity:
+            return
+        batch, kv_heads, _, head_dim = like.shape
+        grown = tuple(like.new_empty(batch, kv_heads, max(length, 2 * capacity, 64), head_dim) for _ in range(2))
+        for new, old in zip(grown, self.buffers or (), strict=False):
+            new[:, :, : self.length] = old[:, :, : self.length]
+        self.buffers = grown
+
+    def crop(self, length: int) -> None:
+        """Forget all tokens after the first `length`."""
+        self.length = min(self.length, length)
+        if self.buffers is not None and self.buffers[0].requires_grad:
+            self.buffers = tuple(buffer[:, :, : self.length] for buffer in self.buffers)
 
     def reset(self) -> None:
         """Forget everything."""
-        self.keys = self.values = None
-        self.length = 0
+        self.buffers, self.length = None, 0
 
     def select(self, rows: Int[Tensor, " batch"]) -> None:
         """Keep these rows of the batch, in this order; a row may be taken several times."""
-        if self.keys is not None:
-            self.keys, self.values = self.keys[rows], self.values[rows]
+        if self.buffers is not None:
+            self.buffers = tuple(buffer[rows] for buffer in self.buffers)
+
+
+class StaticLayer(DynamicLayer):
+    """Keys and values in a buffer of fixed size, allocated once: addresses and shapes never change."""
+
+    def __init__(self, batch_size: int, kv_heads: int, max_length: int, head_dim: int, dtype: torch.dtype, device):
+        super().__init__()
+        shape = (batch_size, kv_heads, max_length, head_dim)
+        self.buffers = tuple(torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
+
+    def update(self, key: Heads, value: Heads) -> tuple[Heads, Heads]:
+        if key.requires_grad:
+            raise ValueError("a static cache cannot be trained through; use torch.no_grad(), or a DynamicCache")
+        return super().update(key, value)
+
+    def reserve(self, length: int, like: Heads) -> None:
+        capacity = self.buffers[0].shape[2]
+        if length > capacity:
+            raise ValueError(
+                f"the static cache holds {capacity} tokens; it has {self.length} and cannot take "
+                f"{length - self.length} more. Make it with a larger max_length, or call reset() for a new text"
+            )
+
+    def reset(self) -> None:
+        self.length = 0
+
+    def select(self, rows: Int[Tensor, " batch"]) -> None:
+        for buffer in self.buffers:
+            if len(rows) != buffer.shape[0]:
+                raise ValueError(f"a static cache keeps its {buffer.shape[0]} rows; {len(rows)} were selected")
+            buffer.copy_(buffer[rows])
 
 
 class SlidingLayer(DynamicLayer):
@@ -56,14 +108,50 @@ class SlidingLayer(DynamicLayer):
 
     @property
     def first_position(self) -> int:
-        return max(self.length - (self.window - 1), 0)
+        return self.length - self.kept(self.length)
 
-    def update(self, key: New, value: New) -> tuple[Stored, Stored]:
-        keys, values = super().update(key, value)
-        # The next query adds its own key, so window - 1 stored ones are enough for it.
-        keep = min(self.window - 1, keys.shape[-2])
-        self.keys, self.values = keys[:, :, keys.shape[-2] - keep :], values[:, :, values.shape[-2] - keep :]
-        return keys, values
+    def kept(self, length: int) -> int:
+        """The next query adds its own key, so window - 1 stored ones are enough for it."""
+        return min(self.window - 1, length)
+
+    def update(self, key: Heads, value: Heads) -> tuple[Heads, Heads]:
+        if self.buffers is None:
+            self.buffers = key, value
+        else:
+            check_fits(self.buffers[0], key)
+            stored, first = self.kept(self.length), self.buffers[0].shape[2] - self.kept(self.length)
+            old = (buffer[:, :, first : first + stored] for buffer in self.buffers)
+            self.buffers = tuple(torch.cat(pair, dim=2) for pair in zip(old, (key, value), strict=True))
+        self.length += key.shape[2]
+        return self.buffers
+
+    def crop(self, length: int) -> None:
+        """Forget all tokens after the first `length`; only those of the last update can be taken back."""
+        dropped = max(self.length - length, 0)
+        if dropped == 0:
+            return
+        held = self.buffers[0].shape[2]
+        if held - dropped < self.kept(length):
+            raise ValueError(
+                f"this layer slides over {self.window} tokens and has dropped what it would need to go back from "
+                f"{self.length} to {length} tokens; only the tokens of the last update can be taken back"
+            )
+        self.buffers = tuple(buffer[:, :, : held - dropped] for buffer in self.buffers)
+        self.length = length
+
+
+def check_fits(held: Tensor, new: Heads) -> None:
+    """Refuse keys that do not continue what a cache holds."""
+    if (held.shape[0], held.shape[1], held.shape[3]) != (new.shape[0], new.shape[1], new.shape[3]):
+        raise ValueError(
+            f"the cache holds {held.shape[0]} rows of {held.shape[1]} heads of {held.shape[3]} dimensions, the new keys "
+            f"have {new.shape[0]}, {new.shape[1]} and {new.shape[3]}; use one cache per batch and model, or reset it"
+        )
+    if (held.dtype, held.device) != (new.dtype, new.device):
+        raise ValueError(
+            f"the cache holds {held.dtype} on {held.device}, the new keys are {new.dtype} on {new.device}; "
+            "make the cache with the model's dtype and device"
+        )
 
 
 class DynamicCache:
@@ -78,12 +166,63 @@ class DynamicCache:
         """How many tokens the model has seen, padding included."""
         return self.layers[0].length
 
+    def crop(self, length: int) -> None:
+        """Forget all tokens after the first `length`, as if they had not been seen."""
+        if length < 0:
+            raise ValueError(f"a cache cannot be cropped to {length} tokens; give how many to keep, 0 or more")
+        for layer in self.layers:
+            layer.crop(length)
+
     def reset(self) -> None:
         """Forget everything, as if new."""
         for layer in self.layers:
             layer.reset()
 
     def select(self, rows: Int[Tensor, " batch"]) -> None:
-        """Keep these rows of the batch, in this order: repeats rows for samples, reorders them for beams."""
+        """Keep these rows of the batch, in this order: how beam search reorders its beams."""
         for layer in self.layers:
             layer.select(rows)
+
+    def repeat(self, times: int) -> None:
+        """Continue each row in `times` ways: row r becomes rows r·times to r·times + times - 1."""
+        held = next((layer.buffers for layer in self.layers if layer.buffers is not None), None)
+        if held is not None:
+            self.select(torch.arange(held[0].shape[0], device=held[0].device).repeat_interleave(times))
+
+    @property
+    def nbytes(self) -> int:
+        """How much memory the keys and values take, room for more included."""
+        return sum(buffer.nbytes for layer in self.layers for buffer in layer.buffers or ())
+
+
+class SlidingWindowCache(DynamicCache):
+    """A cache for a model of which every layer slides: its memory does not grow beyond the window."""
+
+    def __init__(self, config: ModelConfig):
+        growing = [index for index in range(config.num_layers) if config.window(index) is None]
+        if growing:
+            raise ValueError(
+                f"layer {growing[0]} of this model sees all tokens, so its cache must grow; use DynamicCache, "
+                "which gives every layer the kind that it needs"
+            )
+        super().__init__(config)
+
+
+class StaticCache(DynamicCache):
+    """A cache of fixed size, allocated at once: what a compiled step needs, and no surprise in memory."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        batch_size: int,
+        max_length: int,
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
+    ):
+        if batch_size < 1 or max_length < 1:
+            raise ValueError(f"batch_size {batch_size} and max_length {max_length} must be at least 1")
+        self.max_length = max_length
+        self.layers = [
+            StaticLayer(batch_size, config.num_kv_heads, max_length, config.head_dim, dtype, device)
+            for _ in range(config.num_layers)
+        ]

@@ -17,7 +17,10 @@ def require(condition: bool, message: str) -> None:
 
 
 def _check_fields(config: object) -> None:
-    """Compare every field with its annotation: one of several words, a flag, a number, an integer."""
+    """Compare every field with its annotation: one of several words, a flag, a number, an integer.
+
+    Whole numbers stand in config.json where fractions are meant; they become floats.
+    """
     kinds = {bool: (bool, "True or False"), float: (float | int, "a number"), int: (int, "an integer")}
     for name, hint in get_type_hints(type(config)).items():
         value = getattr(config, name)
@@ -31,6 +34,7 @@ def _check_fields(config: object) -> None:
             accepted, words = kinds[kind]
             fits = isinstance(value, accepted) and (kind is bool or not isinstance(value, bool))
             require(fits, f"{name} is {value!r}; it must be {words}")
+            object.__setattr__(config, name, kind(value))
 
 
 @dataclass(frozen=True)

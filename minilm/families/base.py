@@ -42,8 +42,8 @@ _REQUIRED = object()
 class Keys:
     """A config.json while it is being read: hands out values and remembers which keys were asked for."""
 
-    def __init__(self, values: Mapping, model_type: str):
-        self.values, self.model_type = dict(values), model_type
+    def __init__(self, values: Mapping, model_type: str, place: str = "config.json"):
+        self.values, self.model_type, self.place = dict(values), model_type, place
         self.used = {"model_type"}
 
     def __call__(self, name: str, default=_REQUIRED):
@@ -51,14 +51,14 @@ class Keys:
         self.used.add(name)
         value = self.values.get(name, default)
         if value is _REQUIRED:
-            raise ConfigError(f"config.json of a {self.model_type} model must have {name!r}; it is missing")
+            raise ConfigError(f"{self.place} of a {self.model_type} model must have {name!r}; it is missing")
         return value
 
     def count(self, name: str, default=_REQUIRED) -> int:
         """The value of a key that says how many there are of something: at least one."""
         value = self(name, default)
         if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
-            raise ConfigError(f"config.json says {name} = {value!r}; it must be a positive integer")
+            raise ConfigError(f"{self.place} says {name} = {value!r}; it must be a positive integer")
         return value
 
     def head_width(self, hidden: str, heads: str) -> int:
@@ -66,7 +66,7 @@ class Keys:
         width, count = self.count(hidden), self.count(heads)
         if width % count:
             raise ConfigError(
-                f"config.json says {hidden} = {width}, which {heads} = {count} heads cannot share evenly"
+                f"{self.place} says {hidden} = {width}; {heads} = {count} heads cannot share it evenly"
             )
         return width // count
 
@@ -75,7 +75,7 @@ class Keys:
         value = self(name, allowed[0])
         if value not in allowed:
             raise ConfigError(
-                f"config.json says {name} = {value!r}, which is not supported; "
+                f"{self.place} says {name} = {value!r}, which is not supported; "
                 f"allowed: {', '.join(map(repr, allowed))}"
             )
 
@@ -83,7 +83,7 @@ class Keys:
         """The activation function that this key names."""
         value = self(name, default)
         if value not in ACTIVATIONS:
-            raise ConfigError(f"config.json says {name} = {value!r}; known are {', '.join(ACTIVATIONS)}")
+            raise ConfigError(f"{self.place} says {name} = {value!r}; known are {', '.join(ACTIVATIONS)}")
         return ACTIVATIONS[value]
 
     def finish(self, ignored: frozenset[str]) -> None:
@@ -91,7 +91,7 @@ class Keys:
         unknown = sorted(set(self.values) - self.used - ignored)
         if unknown:
             raise ConfigError(
-                f"config.json of a {self.model_type} model has {', '.join(map(repr, unknown))}, which this package "
+                f"{self.place} of a {self.model_type} model has {', '.join(map(repr, unknown))}, which this package "
                 "does not know. If a key does not change what the model computes, add it to the family's ignored keys"
             )
 
@@ -122,43 +122,34 @@ def read_rope(
     default_fraction: float = 1.0,
 ) -> RopeConfig:
     """Read either spelling: one `rope_parameters` (transformers 5), or `rope_theta` beside `rope_scaling` (before)."""
-    parameters = keys("rope_scaling", None) or keys("rope_parameters", None) or {}
-    keys("rope_parameters", None)
-    if not isinstance(parameters, Mapping):
+    found, other = keys("rope_scaling", None), keys("rope_parameters", None)
+    found = found or other or {}
+    if not isinstance(found, Mapping):
         raise ConfigError(
-            f"config.json says rope_parameters or rope_scaling = {parameters!r}; it must be an object"
+            f"config.json says rope_parameters or rope_scaling = {found!r}; it must be an object"
         )
-    theta = parameters.get("rope_theta", keys(theta_key, 10_000.0))
-    fraction = parameters.get("partial_rotary_factor", default_fraction)
-    if fraction_key is not None:
-        fraction = parameters.get("partial_rotary_factor", keys(fraction_key, default_fraction))
-    elif fraction != 1.0:
-        raise ConfigError(
-            f"partial_rotary_factor is {fraction}; a {keys.model_type} model rotates whole heads"
-        )
+    settings = Keys(found, keys.model_type, place="the rope settings")
+    theta = settings("rope_theta", keys(theta_key, 10_000.0))
+    fraction = settings(
+        "partial_rotary_factor", keys(fraction_key, default_fraction) if fraction_key else 1.0
+    )
+    if fraction_key is None:
+        settings.expect("partial_rotary_factor", 1.0)
 
-    scaling = parameters.get("rope_type") or parameters.get("type") or "default"
+    old_type = settings("type", None)
+    scaling = settings("rope_type", old_type) or "default"
     if scaling not in _ROPE_FIELDS:
         raise ConfigError(f"rope type {scaling!r} is not supported; known are {', '.join(_ROPE_FIELDS)}")
-    known = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
-    known |= {name for names in _ROPE_FIELDS.values() for name in names.values()}
-    unknown = sorted(set(parameters) - known)
-    if unknown:
-        raise ConfigError(
-            f"rope settings have {', '.join(map(repr, unknown))}, which this package does not know"
-        )
-
-    names = _ROPE_FIELDS[scaling]
-    values = {
-        ours: parameters[theirs] for ours, theirs in names.items() if parameters.get(theirs) is not None
-    }
-    if "original_max_positions" in names:
-        values.setdefault("original_max_positions", max_positions)
-        values.setdefault("factor", max_positions / values["original_max_positions"])
-    if "factor" in names and "factor" not in values:
-        raise ConfigError(
-            f"rope type {scaling!r} needs 'factor', by how much the context grows; it is missing"
-        )
+    values = {ours: settings(theirs, None) for ours, theirs in _ROPE_FIELDS[scaling].items()}
+    if "original_max_positions" in values:
+        values["original_max_positions"] = settings.count("original_max_position_embeddings", max_positions)
+    if scaling == "yarn" and values["factor"] is None:
+        values["factor"] = max_positions / values["original_max_positions"]
+    for name in ("factor", "low_freq_factor", "high_freq_factor"):
+        if name in values and values[name] is None:
+            raise ConfigError(f"rope type {scaling!r} needs {name!r}; it is missing")
+    settings.finish(frozenset(name for names in _ROPE_FIELDS.values() for name in names.values()))
+    values = {name: value for name, value in values.items() if value is not None}
     return RopeConfig(theta=theta, fraction=fraction, scaling=scaling, **values)
 
 

@@ -7,14 +7,12 @@ from minilm.families.base import ACTIVATION_KEYS, Family, GGUFNames, Keys, read_
 
 def read(keys: Keys) -> dict:
     keys.expect("use_bidirectional_attention", None, False)
-    # The first releases say "gelu" and were trained with the tanh form; newer files say it in a key of its own.
+    # The first releases say "gelu" and were trained with the tanh form; later files repeat that in a key of its own.
     activation = keys.activation("hidden_act", "gelu_pytorch_tanh")
-    if keys("hidden_activation", None) is not None:
-        activation = keys.activation("hidden_activation", "gelu_pytorch_tanh")
+    keys.expect("hidden_activation", None, "gelu_pytorch_tanh")
     bias = keys("attention_bias", False)
-    heads = llama.read_heads(keys)
     return {
-        "num_kv_heads": heads["num_kv_heads"],
+        "num_kv_heads": keys("num_key_value_heads", 16),
         "head_dim": keys("head_dim", 256),
         "norm": "offset_rms",
         "mlp": "gated",
@@ -23,7 +21,7 @@ def read(keys: Keys) -> dict:
         "out_bias": bias,
         "scale_embeddings": True,
         "tie_embeddings": keys("tie_word_embeddings", True),
-        "rope": read_rope(keys, keys("max_position_embeddings")),
+        "rope": read_rope(keys, keys.count("max_position_embeddings")),
     }
 
 
@@ -45,6 +43,7 @@ FAMILY = Family(
     weights=llama.WEIGHTS,
     ignored_tensors=r"rotary_emb\.inv_freq$",
     gguf=GGUFNames("gemma", norm_offset=1.0),
+    token_ids=(2, 1, 0),
     tiny={
         "model_type": "gemma", "vocab_size": 193, "hidden_size": 40, "intermediate_size": 72, "num_hidden_layers": 3,
         "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 64,

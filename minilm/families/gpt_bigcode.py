@@ -1,6 +1,6 @@
 """GPT-BigCode, that is SantaCoder and StarCoder: GPT-2's structure with one key head for all query heads."""
 
-from minilm.config import ConfigError, ModelConfig
+from minilm.config import ModelConfig
 from minilm.families.base import ACTIVATION_KEYS, Family, Keys
 
 
@@ -16,15 +16,12 @@ def read_softmax(keys: Keys) -> str:
 
 
 def read(keys: Keys) -> dict:
-    hidden, heads = keys("n_embd"), keys("n_head")
-    if hidden % heads:
-        raise ConfigError(f"n_embd ({hidden}) must be a multiple of n_head ({heads})")
     one_key_head = keys("multi_query", True)
     keys("num_key_value_heads", None)  # follows from multi_query; transformers 5 writes it as well
     return {
-        "intermediate_size": keys("n_inner", None) or 4 * hidden,
-        "num_kv_heads": 1 if one_key_head else heads,
-        "head_dim": hidden // heads,
+        "intermediate_size": keys("n_inner", None) or 4 * keys.count("n_embd"),
+        "num_kv_heads": 1 if one_key_head else keys("n_head"),
+        "head_dim": keys.head_width("n_embd", "n_head"),
         "rope": None,
         "norm": "layer",
         "mlp": "plain",
@@ -78,6 +75,7 @@ FAMILY = Family(
         "decoder.final_norm": "transformer.ln_f",
         "lm_head": "lm_head",
     },
+    token_ids=(50256, 50256, None),
     ignored_keys=frozenset(
         """inference_runner validate_runner_input pre_allocate_kv_cache max_batch_size
         max_sequence_length pad_key_length summary_activation summary_first_dropout summary_proj_to_labels summary_type

@@ -5,11 +5,17 @@ from minilm.families.base import ACTIVATION_KEYS, Family, Keys, read_rope, write
 
 
 def read(keys: Keys) -> dict:
-    hidden, heads = keys("hidden_size"), keys("num_attention_heads")
     bias = keys("attention_bias", True)
+    rope = read_rope(
+        keys, keys.count("max_position_embeddings"), theta_key="rotary_emb_base", fraction_key="rotary_pct",
+        default_fraction=0.25,
+    )  # fmt: skip
+    # Files of transformers 4.4x say both a second time, under the names that other families use.
+    keys.expect("rope_theta", None, rope.theta)
+    keys.expect("partial_rotary_factor", None, rope.fraction)
     return {
-        "num_kv_heads": heads,
-        "head_dim": hidden // heads,
+        "num_kv_heads": keys("num_attention_heads"),
+        "head_dim": keys.head_width("hidden_size", "num_attention_heads"),
         "norm": "layer",
         "mlp": "plain",
         "mlp_bias": True,
@@ -20,11 +26,8 @@ def read(keys: Keys) -> dict:
         "residual": "parallel" if keys("use_parallel_residual", True) else "sequential",
         "embedding_dropout": keys("hidden_dropout", 0.0),
         "residual_dropout": keys("hidden_dropout", 0.0),
-        "rope": read_rope(
-            keys, keys("max_position_embeddings"), theta_key="rotary_emb_base", fraction_key="rotary_pct",
-            default_fraction=0.25,
-        ),
-    }  # fmt: skip
+        "rope": rope,
+    }
 
 
 def write(config: ModelConfig) -> dict:
@@ -67,6 +70,7 @@ FAMILY = Family(
         "lm_head": "embed_out",
     },
     renamed={r"^lm_head\.": "embed_out."},
+    token_ids=(0, 2, None),
     ignored_tensors=r"\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)$",
     tiny={
         "model_type": "gpt_neox", "vocab_size": 197, "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 3,

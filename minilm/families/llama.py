@@ -32,12 +32,14 @@ WEIGHTS = {
 }
 
 
-def read_heads(keys: Keys) -> dict:
-    """Key heads default to the query heads, and a head's width to its share of the hidden size."""
-    heads = keys("num_attention_heads")
+def read_heads(keys: Keys, num_kv_heads: int | None = None) -> dict:
+    """Key heads that a file sets to null are as many as the query heads; a head's width is its share if not given.
+
+    num_kv_heads: what a file means that does not say; None means null.
+    """
     return {
-        "num_kv_heads": keys("num_key_value_heads", None) or heads,
-        "head_dim": keys("head_dim", None) or keys("hidden_size") // heads,
+        "num_kv_heads": keys("num_key_value_heads", num_kv_heads) or keys("num_attention_heads"),
+        "head_dim": keys("head_dim", None) or keys.head_width("hidden_size", "num_attention_heads"),
     }
 
 
@@ -47,6 +49,7 @@ def write_heads(config: ModelConfig) -> dict:
 
 def read(keys: Keys) -> dict:
     bias = keys("attention_bias", False)
+    keys.expect("rope_interleaved", False)
     return read_heads(keys) | {
         "norm": "rms",
         "mlp": "gated",
@@ -55,7 +58,7 @@ def read(keys: Keys) -> dict:
         "out_bias": bias,
         "mlp_bias": keys("mlp_bias", False),
         "tie_embeddings": keys("tie_word_embeddings", False),
-        "rope": read_rope(keys, keys("max_position_embeddings")),
+        "rope": read_rope(keys, keys.count("max_position_embeddings")),
     }
 
 
@@ -76,9 +79,10 @@ FAMILY = Family(
     read=read,
     write=write,
     weights=WEIGHTS,
-    ignored_keys=frozenset({"rope_interleaved", "is_llama_config"}),
+    ignored_keys=frozenset({"is_llama_config"}),
     ignored_tensors=r"rotary_emb\.inv_freq$",
     gguf=GGUFNames("llama", interleaved_rope=True),
+    token_ids=(1, 2, None),
     tiny={
         "model_type": "llama", "vocab_size": 199, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3,
         "num_attention_heads": 6, "num_key_value_heads": 2, "max_position_embeddings": 64, "rms_norm_eps": 1e-5,

@@ -2,21 +2,18 @@
 
 from minilm.config import ModelConfig
 from minilm.families import llama
-from minilm.families.base import (
-    ACTIVATION_KEYS, Family, Keys, read_rope, read_windows, smallest_window, write_rope,
-)  # fmt: skip
+from minilm.families.base import ACTIVATION_KEYS, Family, Keys, read_rope, smallest_window, write_rope
 
 
 def read(keys: Keys) -> dict:
-    return llama.read_heads(keys) | {
+    layers, window = keys.count("num_hidden_layers"), keys("sliding_window", 4096)
+    return llama.read_heads(keys, num_kv_heads=8) | {
         "norm": "rms",
         "mlp": "gated",
         "activation": keys.activation("hidden_act", "silu"),
         "tie_embeddings": keys("tie_word_embeddings", False),
-        "rope": read_rope(keys, keys("max_position_embeddings")),
-        "layer_windows": read_windows(
-            keys, keys("num_hidden_layers"), keys("sliding_window", 4096), first_sliding=0
-        ),
+        "rope": read_rope(keys, keys.count("max_position_embeddings")),
+        "layer_windows": None if window is None else (window,) * layers,
     }
 
 
@@ -36,6 +33,7 @@ FAMILY = Family(
     read=read,
     write=write,
     weights=llama.WEIGHTS,
+    token_ids=(1, 2, None),
     tiny={
         "model_type": "mistral", "vocab_size": 199, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3,
         "num_attention_heads": 6, "num_key_value_heads": 2, "max_position_embeddings": 64, "sliding_window": 6,

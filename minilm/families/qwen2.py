@@ -8,17 +8,17 @@ from minilm.families.base import (
 
 
 def read(keys: Keys) -> dict:
-    layers = keys("num_hidden_layers")
+    layers = keys.count("num_hidden_layers")
     window, first_sliding = keys("sliding_window", 4096), keys("max_window_layers", 28)
     if not keys("use_sliding_window", False):
         window = None
-    return llama.read_heads(keys) | {
+    return llama.read_heads(keys, num_kv_heads=32) | {
         "norm": "rms",
         "mlp": "gated",
         "activation": keys.activation("hidden_act", "silu"),
         "qkv_bias": True,
         "tie_embeddings": keys("tie_word_embeddings", False),
-        "rope": read_rope(keys, keys("max_position_embeddings")),
+        "rope": read_rope(keys, keys.count("max_position_embeddings")),
         "layer_windows": read_windows(keys, layers, window, first_sliding),
     }
 
