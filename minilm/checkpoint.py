@@ -7,7 +7,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import safetensors
@@ -119,8 +119,11 @@ def weight_files(directory: Path) -> list[Path]:
                 "Convert it once where you trust it: AutoModelForCausalLM.from_pretrained(…).save_pretrained(…)"
             )
         raise CheckpointError(f"{directory} has neither model.safetensors nor {INDEX}")
-    names = sorted(set(read_json(index).get("weight_map", {}).values()))
-    outside = [name for name in names if not isinstance(name, str) or Path(name).name != name]
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise CheckpointError(f"{index} has no weight_map of tensor names to file names")
+    names = sorted(set(weight_map.values()))
+    outside = [name for name in names if Path(name).name != name]
     if outside:
         raise CheckpointError(f"{index} names {outside[0]!r}; shards must lie in the same directory")
     missing = [name for name in names if not (directory / name).is_file()]
@@ -154,6 +157,8 @@ def assign(model: CausalLM, family: Family, tensors: Mapping[str, Tensor]) -> No
     available = {}
     for name, tensor in tensors.items():
         canonical = family.canonical(name)
+        if canonical in available:
+            raise CheckpointError(f"the file has two tensors for {canonical}, one of them called {name}")
         if canonical is not None:
             available[canonical] = tensor
     wanted = {name: parameter.shape for name, parameter in model.named_parameters()}
@@ -167,7 +172,7 @@ def assign(model: CausalLM, family: Family, tensors: Mapping[str, Tensor]) -> No
         found = available.get(file_names[name])
         if found is not None and found.shape != shape:
             problems.append(f"{file_names[name]} is {tuple(found.shape)} where {tuple(shape)} is needed")
-        if found is not None and not found.is_floating_point():
+        if found is not None and (not found.is_floating_point() or found.dtype.itemsize < 2):
             problems.append(f"{file_names[name]} is {found.dtype}; quantised weights are not supported")
     if problems:
         shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
@@ -177,10 +182,11 @@ def assign(model: CausalLM, family: Family, tensors: Mapping[str, Tensor]) -> No
 
 
 def _drop_tied_copy(family: Family, available: dict[str, Tensor], file_names: dict[str, str]) -> None:
-    """Files of tied models sometimes hold the table twice; the second one must say the same."""
+    """Files of tied models sometimes hold the table twice, or as the head's; two copies must say the same."""
     copy = available.pop(family.file_name("lm_head.weight"), None)
-    table = available.get(file_names["decoder.embed_tokens.weight"])
-    if copy is not None and table is not None and not torch.equal(copy, table):
+    if copy is not None and not torch.equal(
+        copy, available.setdefault(file_names["decoder.embed_tokens.weight"], copy)
+    ):
         raise CheckpointError(
             "config.json ties the output head to the embeddings, but the file holds two different tables; "
             "set tie_word_embeddings to false to use both"
@@ -239,62 +245,44 @@ def load(
 def save(model: CausalLM, directory: str | os.PathLike, max_shard_bytes: int = 5_000_000_000) -> None:
     """Write a directory that transformers and minilm load: config.json, the weights, the settings for generating.
 
-    Every file is written beside its place and moved there whole, the weights first: an interrupted save leaves what
-    was there before.
+    All files are written beside their places first and moved there last: an interrupted save leaves what was there.
     """
     if model.family is None:
+        known = ", ".join(families.FAMILIES)
         raise ValueError(
-            "this model has no family yet, so its weights have no names; set model.family = 'llama' or so"
+            f"this model has no family yet, so its weights have no names; set model.family: {known}"
         )
     family = families.get_family(model.family)
     config = family.write_config(model.config) | {"dtype": str(model.dtype).removeprefix("torch.")}
     # Saved as they are in memory, bit for bit; contiguous because the format stores no strides.
     state = {family.file_name(name): value.detach().contiguous() for name, value in model.named_parameters()}
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-
     plan = split_torch_state_dict_into_shards(
         state, filename_pattern="model{suffix}.safetensors", max_shard_size=max_shard_bytes
     )
-    for name, members in plan.filename_to_tensors.items():
-        shard = {member: state[member] for member in members}
-        write_atomically(
-            directory / name, lambda path, shard=shard: save_file(shard, path, metadata={"format": "pt"})
-        )
-    if plan.is_sharded:
-        _write_json(directory / INDEX, {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename})
-    if model.generation_config:
-        _write_json(directory / "generation_config.json", model.generation_config)
-    _write_json(directory / "config.json", config)
-    _remove_stale_weights(
-        directory, keep=set(plan.filename_to_tensors) | ({INDEX} if plan.is_sharded else set())
-    )
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+
+    with tempfile.TemporaryDirectory(prefix=".saving-", dir=directory) as temporary:
+        staged = Path(temporary)
+        for name, members in plan.filename_to_tensors.items():
+            save_file({member: state[member] for member in members}, staged / name, metadata={"format": "pt"})
+        if plan.is_sharded:
+            write_json(staged / INDEX, {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename})
+        if model.generation_config:
+            write_json(staged / "generation_config.json", model.generation_config)
+        write_json(staged / "config.json", config)
+        written = {path.name for path in staged.iterdir()}
+        for name in written:
+            os.replace(staged / name, directory / name)
+    # What an earlier save of another model left would be read instead of the new files, or beside them.
+    for path in (*directory.glob("model*.safetensors*"), directory / "generation_config.json"):
+        if path.name not in written:
+            path.unlink(missing_ok=True)
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a file beside path, then move it there in one step; nothing is left behind if it fails."""
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    try:
-        write(Path(temporary))
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def _write_json(path: Path, values: Mapping) -> None:
-    write_atomically(
-        path, lambda target: target.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    )
-
-
-def _remove_stale_weights(directory: Path, keep: set[str]) -> None:
-    """Files of an earlier save with other shards would be read instead of, or beside, the new ones."""
-    for path in directory.glob("model*.safetensors*"):
-        if path.name not in keep:
-            path.unlink()
+def write_json(path: Path, values: Mapping) -> None:
+    """A JSON file as transformers writes them."""
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 __all__ = ["CheckpointError", "ConfigError", "load", "read_config", "save"]

@@ -108,17 +108,13 @@ class ModelConfig:
     softmax: Literal["float32", "float32_scaled", "input"] = "float32"
     # float32: scores are scaled in the activations' dtype, then softmax in fp32.  float32_scaled: scores are kept
     # layer_index + 1 times smaller until they are fp32, so that fp16 cannot overflow.  input: no upcast at all.
-    layer_windows: tuple[int | None, ...] | None = (
-        None  # keys that each layer sees (its own included); None = all
-    )
+    layer_windows: tuple[int | None, ...] | None = None  # keys that each layer sees, own included; None = all
 
     mlp: Literal["plain", "gated"] = "gated"
     activation: Literal["silu", "gelu", "gelu_tanh", "gelu_new", "gelu_fast", "relu"] = "silu"
     mlp_bias: bool = False
 
-    residual: Literal["sequential", "parallel"] = (
-        "sequential"  # parallel: attention and MLP read the same input
-    )
+    residual: Literal["sequential", "parallel"] = "sequential"  # parallel: both branches read the same input
     scale_embeddings: bool = False  # multiply token embeddings by √hidden_size, rounded to their dtype
     tie_embeddings: bool = False  # the output head is the embedding table
 
@@ -136,11 +132,11 @@ class ModelConfig:
         _check_fields(self)
         for name in ("vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim",
                      "intermediate_size", "max_positions"):  # fmt: skip
-            require(
-                getattr(self, name) > 0, f"{name} is {getattr(self, name)}; it must be a positive integer"
-            )
+            value = getattr(self, name)
+            require(value > 0, f"{name} is {value}; it must be a positive integer")
         for name in ("norm_eps", "init_std"):
-            require(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}; it must not be negative")
+            value = getattr(self, name)
+            require(value >= 0, f"{name} is {value}; it must not be negative")
         require(
             self.num_heads % self.num_kv_heads == 0,
             f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads ({self.num_kv_heads}), "
@@ -168,7 +164,7 @@ class ModelConfig:
             )
             for window in self.layer_windows:
                 require(
-                    window is None or window > 0,
+                    window is None or (isinstance(window, int) and window > 0),
                     f"a sliding window of {window} keys; it must be at least 1 (the query's own), or None for all",
                 )
         for name in ("embedding_dropout", "attention_dropout", "residual_dropout"):

@@ -2,14 +2,17 @@
 
 import sys
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Protocol, TextIO, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from minilm.cache import DynamicCache
+from minilm.beam import beam_search
+from minilm.cache import DynamicCache, StaticCache
 from minilm.heads import CausalLM
+from minilm.speculate import Draft, DraftModel, prompt_lookup, speculate
 from minilm.tokenizer import Tokenizer
 
 Logits = Float[Tensor, "batch vocab"]
@@ -81,23 +84,68 @@ def top_p_filter(logits: Logits, p: float) -> Logits:
     return logits.masked_fill(dropped.scatter(1, order, dropped), -torch.inf)
 
 
-def choose(
-    logits: Logits,
-    do_sample: bool,
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
-    generator: torch.Generator | None,
-) -> Int[Tensor, " batch"]:
-    """The next token of each row: the best one, or one drawn after temperature, top-k and top-p, in this order."""
-    if not do_sample:
-        return logits.argmax(dim=-1)
-    logits = logits / temperature
-    if top_k is not None:
-        logits = top_k_filter(logits, top_k)
-    if top_p is not None and top_p < 1:
-        logits = top_p_filter(logits, top_p)
-    return torch.multinomial(logits.softmax(dim=-1), 1, generator=generator).squeeze(1)
+def min_p_filter(logits: Logits, p: float) -> Logits:
+    """Keep the tokens that are at least p times as likely as the best one.
+
+    Source: min-p sampling, Nguyen et al. 2024.
+    """
+    probabilities = logits.softmax(dim=-1)
+    return logits.masked_fill(probabilities < p * probabilities.amax(dim=-1, keepdim=True), -torch.inf)
+
+
+@dataclass(frozen=True)
+class Choosing:
+    """How the next token is chosen. Impossible settings are refused here, before anything is computed."""
+
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float = 1.0
+
+    def __post_init__(self):
+        require(
+            self.temperature > 0,
+            f"temperature is {self.temperature}; it must be positive (do_sample=False always takes the best)",
+        )
+        for name, low_allowed in (("top_p", False), ("min_p", True)):
+            value = getattr(self, name)
+            fits = value is None or (0 <= value <= 1 and (low_allowed or value > 0))
+            interval = "[0, 1]" if low_allowed else "(0, 1]"
+            require(fits, f"{name} is {value}; it must lie in {interval}, or be None to keep all tokens")
+        require(
+            self.top_k is None or self.top_k > 0,
+            f"top_k is {self.top_k}; it must be at least 1, or None to keep all tokens",
+        )
+        require(
+            self.repetition_penalty > 0,
+            f"repetition_penalty is {self.repetition_penalty}; it must be positive (1 changes nothing)",
+        )
+
+    def penalized(self, logits: Logits, input_ids: Ids, attention_mask: Ids | None) -> Logits:
+        """The logits of the tokens that already stand in the row, made smaller where that was asked for."""
+        if self.repetition_penalty == 1.0:
+            return logits
+        if attention_mask is not None:  # padding is no text: put a token there that counts anyway
+            input_ids = torch.where(attention_mask.bool(), input_ids, input_ids[:, -1:])
+        return penalize_repetition(logits, input_ids, self.repetition_penalty)
+
+    def next_token(
+        self, logits: Logits, input_ids: Ids, attention_mask: Ids | None, generator: torch.Generator | None
+    ) -> Int[Tensor, " batch"]:
+        """The best token of each row, or one drawn after temperature, top-k, top-p and min-p, in this order."""
+        logits = self.penalized(logits, input_ids, attention_mask)
+        if not self.do_sample:
+            return logits.argmax(dim=-1)
+        logits = logits / self.temperature
+        if self.top_k is not None:
+            logits = top_k_filter(logits, self.top_k)
+        if self.top_p is not None and self.top_p < 1:
+            logits = top_p_filter(logits, self.top_p)
+        if self.min_p is not None:
+            logits = min_p_filter(logits, self.min_p)
+        return torch.multinomial(logits.softmax(dim=-1), 1, generator=generator).squeeze(1)
 
 
 @torch.no_grad()
@@ -111,54 +159,119 @@ def generate(
     top_k: int | None = None,
     top_p: float | None = None,
     repetition_penalty: float = 1.0,
+    num_beams: int = 1,
+    length_penalty: float = 1.0,
     eos_token_id: int | Iterable[int] | None = None,
     pad_token_id: int | None = None,
+    cache: str | DynamicCache = "dynamic",
     generator: torch.Generator | None = None,
     streamer: Streamer | None = None,
+    *,
+    min_p: float | None = None,
+    early_stopping: bool = False,
+    draft: str | CausalLM | None = None,
 ) -> Int[Tensor, "batch total"]:
     """Continue each row by up to max_new_tokens tokens, as transformers' generate does, token for token.
 
     attention_mask: 1 = real token; rows of different lengths are padded on the left, so that every row ends in text.
+    num_beams:      more than 1 searches for the text of the highest score; length_penalty > 0 favours longer texts,
+                    early_stopping ends the search of a prompt once num_beams texts have ended.
     eos_token_id:   what ends a row: None = the checkpoint's own, [] = nothing, an id or several.
+    cache:          "dynamic" grows, "static" is allocated at once; a cache from an earlier call goes on with a
+                    conversation, input_ids being all of it: what the cache has seen is not computed again.
+    draft:          "lookup" or a smaller model guesses tokens ahead (one row, greedy): same tokens, fewer steps.
     Returns: prompt and new tokens; a row that ended early goes on with pad_token_id.
     Raises: ValueError for settings that cannot be, before anything is computed.
     """
-    _check_settings(
-        model, input_ids, attention_mask, max_new_tokens, temperature, top_k, top_p, repetition_penalty
-    )
+    choosing = Choosing(do_sample, temperature, top_k, top_p, min_p, repetition_penalty)
+    _check_prompt(model, input_ids, attention_mask, max_new_tokens)
+    require(num_beams >= 1, f"num_beams is {num_beams}; it must be at least 1")
+    require(not (num_beams > 1 and do_sample), "beam search does not draw tokens; use num_beams=1 or do_sample=False")
+    require(not (num_beams > 1 and streamer), "beams change their past, so nothing can be streamed; use num_beams=1")
+    if draft is not None:
+        plain = choosing == Choosing() and num_beams == 1 and input_ids.shape[0] == 1
+        require(plain, "guessing ahead works for one row of greedy decoding without a penalty; leave draft=None")
     stop_ids = torch.tensor(end_tokens(model, eos_token_id), dtype=torch.long, device=input_ids.device)
     pad_id = _pad_token(model, pad_token_id, stop_ids)
     if attention_mask is not None:
         attention_mask = None if bool(attention_mask.all()) else attention_mask.long()
+    total = input_ids.shape[1] + max_new_tokens
+    cache = _make_cache(model, cache, input_ids.shape[0] * num_beams, total)
+    seen = cache.length
+    require(
+        seen < input_ids.shape[1] and (seen == 0 or num_beams == 1),
+        f"the cache has seen {seen} tokens and input_ids has {input_ids.shape[1]}; give the whole text, which must be "
+        "longer than what the cache has seen (cache.crop(n) takes some back), and no beams",
+    )
+    if max_new_tokens == 0:
+        return input_ids
 
-    if streamer is not None:
-        streamer.put(input_ids.cpu())
     was_training = model.training
     model.eval()
-    cache = DynamicCache(model.config)
-    running = torch.ones(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
-    step_ids = input_ids
     try:
-        for _ in range(max_new_tokens):
-            out = model(step_ids, attention_mask=attention_mask, cache=cache, logits_to_keep=1)
-            logits = out.logits[:, -1].float()
-            if repetition_penalty != 1.0:
-                logits = penalize_repetition(logits, input_ids, repetition_penalty)
-            token = choose(logits, do_sample, temperature, top_k, top_p, generator)
-            token = torch.where(running, token, pad_id)
-            running = running & ~torch.isin(token, stop_ids)
-            step_ids = token[:, None]
-            input_ids = torch.cat((input_ids, step_ids), dim=1)
-            if attention_mask is not None:
-                attention_mask = torch.cat((attention_mask, torch.ones_like(step_ids)), dim=1)
-            if streamer is not None:
-                streamer.put(token.cpu())
-            if not running.any():
-                break
+        if streamer is not None:
+            streamer.put(input_ids.cpu())
+        if num_beams > 1:
+            return beam_search(
+                model,
+                input_ids,
+                attention_mask,
+                cache,
+                max_new_tokens=max_new_tokens,
+                num_beams=num_beams,
+                length_penalty=length_penalty,
+                early_stopping=early_stopping,
+                adjust=choosing.penalized,
+                stop_ids=stop_ids,
+                pad_id=pad_id,
+            )
+        if draft is not None:
+            return speculate(
+                model,
+                input_ids,
+                cache,
+                make_draft(draft),
+                max_new_tokens=max_new_tokens,
+                stop_ids=stop_ids,
+                put=streamer.put if streamer is not None else lambda token: None,
+            )
+        return _decode(
+            model, input_ids, attention_mask, cache, choosing, max_new_tokens, stop_ids, pad_id, generator, streamer
+        )
     finally:
         model.train(was_training)
         if streamer is not None:
             streamer.end()
+
+
+def _decode(
+    model: CausalLM,
+    input_ids: Ids,
+    attention_mask: Int[Tensor, "batch length"] | None,
+    cache: DynamicCache,
+    choosing: Choosing,
+    max_new_tokens: int,
+    stop_ids: Int[Tensor, " stops"],
+    pad_id: int,
+    generator: torch.Generator | None,
+    streamer: Streamer | None,
+) -> Ids:
+    """Token by token: each row until it ends, all rows until the last has."""
+    running = torch.ones(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
+    step_ids = input_ids[:, cache.length :]
+    for _ in range(max_new_tokens):
+        out = model(step_ids, attention_mask=attention_mask, cache=cache, logits_to_keep=1)
+        token = choosing.next_token(out.logits[:, -1].float(), input_ids, attention_mask, generator)
+        token = torch.where(running, token, pad_id)
+        running = running & ~torch.isin(token, stop_ids)
+        step_ids = token[:, None]
+        input_ids = torch.cat((input_ids, step_ids), dim=1)
+        if attention_mask is not None:
+            attention_mask = torch.cat((attention_mask, torch.ones_like(step_ids)), dim=1)
+        if streamer is not None:
+            streamer.put(token.cpu())
+        if not running.any():
+            break
     return input_ids
 
 
@@ -171,6 +284,18 @@ def end_tokens(model: CausalLM, eos_token_id: int | Iterable[int] | None) -> lis
     return [eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id)
 
 
+def make_draft(draft: str | CausalLM) -> Draft:
+    """Who guesses: the text so far, or a smaller model."""
+    require(draft == "lookup" or isinstance(draft, CausalLM), f"draft is {draft!r}; give 'lookup' or a smaller model")
+    return prompt_lookup if draft == "lookup" else DraftModel(draft)
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise ValueError(message) unless the condition holds."""
+    if not condition:
+        raise ValueError(message)
+
+
 def _pad_token(model: CausalLM, pad_token_id: int | None, stop_ids: Tensor) -> int:
     """What fills a row after its end; any id serves where nothing is ever filled."""
     candidates = (pad_token_id, model.generation_config.get("pad_token_id"), model.config.pad_token_id)
@@ -180,44 +305,36 @@ def _pad_token(model: CausalLM, pad_token_id: int | None, stop_ids: Tensor) -> i
     return int(stop_ids[0]) if len(stop_ids) else 0
 
 
-def _check_settings(
-    model: CausalLM,
-    input_ids: Tensor,
-    attention_mask: Tensor | None,
-    max_new_tokens: int,
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
-    repetition_penalty: float,
-) -> None:
-    def require(condition: bool, message: str) -> None:
-        if not condition:
-            raise ValueError(message)
+def _make_cache(model: CausalLM, cache: str | DynamicCache, rows: int, total: int) -> DynamicCache:
+    if isinstance(cache, DynamicCache):
+        return cache
+    require(cache in ("dynamic", "static"), f"cache is {cache!r}; give 'dynamic', 'static', or a cache object")
+    if cache == "dynamic":
+        return DynamicCache(model.config)
+    return StaticCache(model.config, rows, total, model.dtype, model.device)
 
-    require(input_ids.ndim == 2 and input_ids.shape[1] > 0, f"input_ids is {tuple(input_ids.shape)}; give [batch, length] "
-            "with at least one token, for instance the tokenizer's beginning-of-text token")  # fmt: skip
+
+def _check_prompt(model: CausalLM, input_ids: Tensor, attention_mask: Tensor | None, max_new_tokens: int) -> None:
+    require(
+        input_ids.ndim == 2 and input_ids.numel() > 0,
+        f"input_ids is {tuple(input_ids.shape)}; give [batch, length] with at least one token, for instance the "
+        "tokenizer's beginning-of-text token",
+    )
     require(max_new_tokens >= 0, f"max_new_tokens is {max_new_tokens}; it must be 0 or more")
+    length, limit = input_ids.shape[1], model.config.max_positions
     require(
-        temperature > 0,
-        f"temperature is {temperature}; it must be positive (do_sample=False always takes the best)",
+        model.config.rope is not None or length + max_new_tokens <= limit,
+        f"{length} prompt tokens and {max_new_tokens} new ones are {length + max_new_tokens}, but this model has "
+        f"learned {limit} positions; shorten one of them",
+    )
+    if attention_mask is None:
+        return
+    require(
+        attention_mask.shape == input_ids.shape,
+        f"attention_mask is {tuple(attention_mask.shape)}; it must have the shape of input_ids, "
+        f"{tuple(input_ids.shape)}",
     )
     require(
-        top_k is None or top_k > 0, f"top_k is {top_k}; it must be at least 1, or None to keep all tokens"
+        bool(attention_mask[:, -1].all()),
+        "a row ends in padding, and new tokens would follow it; pad rows on the left to generate from them",
     )
-    require(
-        top_p is None or 0 < top_p <= 1,
-        f"top_p is {top_p}; it must lie in (0, 1], or None to keep all tokens",
-    )
-    require(
-        repetition_penalty > 0,
-        f"repetition_penalty is {repetition_penalty}; it must be positive (1 changes nothing)",
-    )
-    total = input_ids.shape[1] + max_new_tokens
-    limit = model.config.max_positions
-    require(model.config.rope is not None or total <= limit, f"{input_ids.shape[1]} prompt tokens and {max_new_tokens} "
-            f"new ones are {total}, but this model has learned {limit} positions; shorten one of them")  # fmt: skip
-    if attention_mask is not None:
-        require(attention_mask.shape == input_ids.shape, f"attention_mask is {tuple(attention_mask.shape)}; it must have "
-                f"the shape of input_ids, {tuple(input_ids.shape)}")  # fmt: skip
-        require(bool(attention_mask[:, -1].all()), "a row ends in padding, and new tokens would follow it; "
-                "pad rows on the left to generate from them")  # fmt: skip

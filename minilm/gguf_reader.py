@@ -29,6 +29,9 @@ METADATA = {
     "rms_norm_eps": "attention.layer_norm_rms_epsilon",
     "rope_theta": "rope.freq_base",
 }
+# Metadata that repeats what other entries say, or that does not change what the model computes.
+HEAD_WIDTHS = ("rope.dimension_count", "attention.value_length")
+IGNORED = ("vocab_size", "rope.scaling.type", "tensor_data_layout")
 TOKEN_IDS = {
     "bos_token_id": "bos_token_id",
     "eos_token_id": "eos_token_id",
@@ -54,11 +57,13 @@ MODULES = {
 }
 
 
-@functools.lru_cache(
-    maxsize=1
-)  # the configuration, the weights and the tokenizer are read one after the other
 def open_file(path: Path) -> gguf.GGUFReader:
     """The parsed header of a GGUF file; its tensors stay on the disk until they are used."""
+    return _parse(path, path.stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=1)  # the configuration, the weights and the tokenizer are read one after another
+def _parse(path: Path, _changed: int) -> gguf.GGUFReader:
     try:
         return gguf.GGUFReader(path)
     except Exception as error:  # the parser meets broken files with whatever its arithmetic raises
@@ -87,6 +92,13 @@ def read_config(path: Path) -> dict:
             f"{path} scales its rotary frequencies; load this model's Hugging Face directory instead"
         )
 
+    entries = {
+        name.removeprefix(f"{architecture}.") for name in reader.fields if name.startswith(f"{architecture}.")
+    }
+    unknown = sorted(entries - {*METADATA.values(), *HEAD_WIDTHS, *IGNORED})
+    if unknown:
+        raise ConfigError(f"{path} has the metadata {', '.join(unknown)}, which this package does not know")
+
     values = {
         "model_type": known[architecture].model_type,
         "tie_word_embeddings": "output.weight" not in names,
@@ -114,6 +126,12 @@ def separate_halves(weight: Tensor, num_heads: int) -> Tensor:
 def read_tensors(path: Path, family: Family, config: ModelConfig) -> Mapping[str, Tensor]:
     """All weights by the names that the family's Hugging Face files use, in fp32 unless they are stored in 16 bits."""
     reader = open_file(path)
+    for name in HEAD_WIDTHS:
+        width = metadata(reader, f"{family.gguf.architecture}.{name}", config.head_dim)
+        if width != config.head_dim:
+            raise ConfigError(
+                f"{path} has {name} = {width}; only heads that are {config.head_dim} wide throughout are read"
+            )
     names = {}
     for ours, theirs in MODULES.items():
         for index in range(config.num_layers) if "{}" in ours else (0,):

@@ -172,10 +172,10 @@ class Decoder(nn.Module):
             window = self.config.window(index)
             if window in made:
                 continue
-            if attention_mask is not None and attention_mask.ndim == 4:
-                made[window] = attention_mask
-                continue
             first = cache.layers[index].first_position if cache is not None else 0
+            if attention_mask is not None and attention_mask.ndim == 4:
+                made[window] = attention_mask[..., first:]
+                continue
             key_length = seen + query_length - first
             key_valid = attention_mask[:, first:].bool() if attention_mask is not None else None
             if masks.causal_flag_suffices(query_length, key_length, key_valid, window):
@@ -210,7 +210,8 @@ class Decoder(nn.Module):
         keys = seen + length
         if attention_mask.ndim == 2 and attention_mask.shape == (batch, keys):
             return
-        if attention_mask.ndim == 4 and attention_mask.dtype == torch.bool:
+        fits_4d = attention_mask.shape[2:] == (length, keys) and attention_mask.shape[0] in (1, batch)
+        if fits_4d and attention_mask.dtype == torch.bool:
             return
         raise ValueError(
             f"attention_mask is {tuple(attention_mask.shape)} {attention_mask.dtype}; allowed are [batch, keys] = "

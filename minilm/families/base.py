@@ -26,7 +26,8 @@ BOOKKEEPING = frozenset(
     typical_p repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids
     num_beams num_beam_groups num_return_sequences diversity_penalty early_stopping max_length min_length
     max_new_tokens remove_invalid_values output_scores return_dict_in_generate exponential_decay_length_penalty
-    tie_encoder_decoder cross_attention_hidden_size pretraining_tp rotary_emb_inv_freq classifier_dropout""".split()
+    tie_encoder_decoder cross_attention_hidden_size pretraining_tp rotary_emb_inv_freq classifier_dropout
+    transformers.js_config""".split()
 )
 
 # Structures that no model here has: the key may stand in a file with these values only.
@@ -122,13 +123,12 @@ def read_rope(
     default_fraction: float = 1.0,
 ) -> RopeConfig:
     """Read either spelling: one `rope_parameters` (transformers 5), or `rope_theta` beside `rope_scaling` (before)."""
-    found, other = keys("rope_scaling", None), keys("rope_parameters", None)
-    found = found or other or {}
+    keys("rope_parameters", None)
+    place = "rope_scaling" if keys("rope_scaling", None) else "rope_parameters"
+    found = keys(place, None) or {}
     if not isinstance(found, Mapping):
-        raise ConfigError(
-            f"config.json says rope_parameters or rope_scaling = {found!r}; it must be an object"
-        )
-    settings = Keys(found, keys.model_type, place="the rope settings")
+        raise ConfigError(f"config.json says {place} = {found!r}; it must be an object")
+    settings = Keys(found, keys.model_type, place)
     theta = settings("rope_theta", keys(theta_key, 10_000.0))
     fraction = settings(
         "partial_rotary_factor", keys(fraction_key, default_fraction) if fraction_key else 1.0
@@ -265,7 +265,12 @@ class Family:
             "eos_token_id": None if not eos else eos[0] if len(eos) == 1 else list(eos),
             "pad_token_id": config.pad_token_id,
         }
-        understood = self.read_config(values)
+        try:
+            understood = self.read_config(values)
+        except ConfigError as error:
+            raise ConfigError(
+                f"a {self.model_type} config.json cannot say this structure: {error}. Save as another family"
+            ) from None
         lost = [
             field.name
             for field in fields(config)

@@ -71,6 +71,7 @@ FAMILY = Family(
     },
     renamed={r"^lm_head\.": "embed_out."},
     token_ids=(0, 2, None),
+    ignored_keys=frozenset({"attention_probs_dropout_prob", "hidden_dropout_prob"}),  # the 20B file's; never read
     ignored_tensors=r"\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)$",
     tiny={
         "model_type": "gpt_neox", "vocab_size": 197, "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 3,
