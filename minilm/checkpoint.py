@@ -16,7 +16,7 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 from torch import Tensor
 
-from minilm import families
+from minilm import backends, families
 from minilm.config import ConfigError, ModelConfig
 from minilm.families.base import Family
 from minilm.heads import CausalLM
@@ -220,6 +220,7 @@ def load(
         raise ValueError(f"task {task!r} does not exist; choose one of {', '.join(TASKS)}")
     if num_labels is not None and task == "causal-lm":
         raise ValueError("num_labels is for classifiers; a causal-lm scores the vocabulary")
+    backends.select(backend)  # so that a wrong name is refused here, not by the first forward pass
     path = resolve(source)
     family, config = read_config(path)
     with torch.device("meta"):

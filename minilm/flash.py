@@ -1,7 +1,7 @@
 """FlashAttention in plain PyTorch: exact attention that never holds the [query, key] matrix of scores.
 
-A softmax needs the maximum and the sum of a whole row, so it seems to need all keys at once. It does not: keep
-both for the keys seen so far, and when a new tile of keys raises the maximum, shrink what was summed before.
+A softmax needs the maximum and the sum of a whole row, so it seems to need all keys at once. It does not:
+keep both for the keys seen so far, and when a new tile raises the maximum, shrink what was summed before.
 
     for each tile of queries
         for each tile of keys that they see
@@ -40,7 +40,7 @@ INF = float("inf")
 
 
 class Band(NamedTuple):
-    """Which keys a query sees: query i stands at key i + offset and sees that one, left before, right after."""
+    """Which keys query i sees: the one where it stands, i + offset, left keys before it, right after it."""
 
     offset: int
     left: int
@@ -88,7 +88,7 @@ def absorb_tile(
     = Σ exp(score - peak)·value. Where the peak rises, both sums are too large, by exp(new peak - old peak).
     """
     new_peak = torch.maximum(peak, scores.amax(-1))
-    # A row that has seen no key yet has peak -inf, and -inf - -inf is NaN: measured from 0, its weights are 0.
+    # A row that has seen no key has peak -inf, and -inf - -inf is NaN; measured from 0, its weights are 0.
     origin = new_peak.masked_fill(new_peak == -INF, 0.0)
     weights = torch.exp(scores - origin[..., None])
     shrink = torch.exp(peak - origin)
@@ -98,7 +98,7 @@ def absorb_tile(
 class TiledAttention(torch.autograd.Function):
     """Both passes, tile by tile, summed in fp32 or wider and rounded to the input's dtype at the end.
 
-    Shapes: query [batch, kv_heads, groups, query, head_dim], so that no key is repeated; key and value as usual.
+    Shapes: query [batch, kv_heads, groups, query, head_dim], so that no key is repeated for its heads.
     """
 
     @staticmethod
@@ -154,7 +154,8 @@ class TiledAttention(torch.autograd.Function):
                 grad_query[:, :, :, rows] += tile_grad_query.unflatten(2, (groups, -1))
                 grad_key[:, :, keys] += grad_scores.transpose(2, 3) @ tile_query
                 grad_value[:, :, keys] += weights.transpose(2, 3) @ tile_grad_out
-        return grad_query.to(query.dtype), grad_key.to(key.dtype), grad_value.to(value.dtype), None, None, None
+        grads = (grad_query.to(query.dtype), grad_key.to(key.dtype), grad_value.to(value.dtype))
+        return *grads, None, None, None
 
 
 def tiled_attention(
@@ -182,7 +183,7 @@ def flash_attention(
     block_size: int = BLOCK_SIZE,
     alignment: str = "bottom-right",
 ) -> tuple[Queries, RowSums]:
-    """softmax(Q·Kᵀ·scale + mask)·V without the matrix in the middle, and the log-sum-exp of each row of scores.
+    """softmax(Q·Kᵀ·scale)·V without the matrix in the middle, and the log-sum-exp of each row of scores.
 
     With more keys than queries, the queries are the last of the keys (bottom-right, as with a cache, and in
     flash-attn since 2.1) or the first (top-left, as before). Here are 2 queries and 5 keys, causal:
@@ -192,12 +193,12 @@ def flash_attention(
 
     window counts the query's own key. A query that sees no key gets out 0 and lse -inf.
     Returns: out in the input's dtype; lse in fp32, or float64 for float64.
-    Raises:  ValueError for an unknown alignment, a window without causal, or heads that kv_heads do not divide.
+    Raises:  ValueError for an unknown alignment, a window without causal, or heads that do not share evenly.
     """
     if alignment not in ("bottom-right", "top-left"):
         raise ValueError(f"alignment is {alignment!r}; allowed are 'bottom-right' and 'top-left'")
     if window is not None and (window < 1 or not causal):
-        raise ValueError(f"window is {window}, causal {causal}; a window is 1 or more keys and needs causal=True")
+        raise ValueError(f"window is {window}, causal {causal}; a window is 1 or more and needs causal=True")
     if block_size < 1:
         raise ValueError(f"block_size is {block_size}; a tile holds 1 or more keys")
     offset = key.shape[2] - query.shape[2] if alignment == "bottom-right" else 0
@@ -237,9 +238,9 @@ def varlen_attention(
     """Attention within each of many sequences laid end to end; names and meaning of flash_attn_varlen_func.
 
     Sequence i has q[cu_seqlens_q[i] : cu_seqlens_q[i + 1]], and keys likewise; it may have none of either.
-    window_size counts keys left and right *besides* the query's own, -1 = all, and causal makes right 0. The
-    queries are the last of their sequence's keys. A query that sees no key gets 0.
-    Raises: ValueError for cu_seqlens that are not int32 cumulative lengths, too small a maximum, or dropout.
+    window_size counts keys left and right *besides* the query's own, -1 = all, and causal makes right 0.
+    The queries are the last of their sequence's keys. A query that sees no key gets 0.
+    Raises: ValueError for cu_seqlens that are not int32 cumulative lengths, too low maxima, or dropout.
     """
     check_cu_seqlens("cu_seqlens_q", cu_seqlens_q, len(q))
     check_cu_seqlens("cu_seqlens_k", cu_seqlens_k, len(k))
@@ -292,8 +293,8 @@ def torch_varlen_attention(
     _refuse_dropout(dropout_p)
     if q.dtype not in (torch.float16, torch.bfloat16):
         raise ValueError(
-            f"q is {q.dtype}; FlashAttention's kernels take torch.float16 and torch.bfloat16. Load the model in one "
-            "of these, or choose backend='sdpa'"
+            f"q is {q.dtype}; FlashAttention's kernels take torch.float16 and torch.bfloat16. Load the model "
+            "in one of these, or choose backend='sdpa'"
         )
     scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
     # The kernel wants a multiple of 8 dimensions. Zeros add nothing to a product, and are cut off the result.
@@ -309,8 +310,8 @@ def torch_varlen_attention(
 def varlen_kernel(device: torch.device | str) -> tuple[str, Callable]:
     """The best function at hand that computes varlen_attention on a device, after its name.
 
-    On CUDA from Ampere on (compute capability 8.0), flash-attn's kernel where it is installed, else torch's own;
-    everywhere else the one of this module, which takes every dtype.
+    On CUDA from Ampere on (compute capability 8.0), flash-attn's kernel where it is installed, else torch's
+    own; everywhere else the one of this module, which takes every dtype.
     """
     device = torch.device(device)
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):

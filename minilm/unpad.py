@@ -74,8 +74,8 @@ def pad(
     """Undo unpad: put the tokens back to their places, with zeros where the padding was."""
     if len(x) != len(indices) or len(x) > batch * length:
         raise ValueError(
-            f"{len(x)} tokens and {len(indices)} indices for a batch of {batch} × {length}; give an index for "
-            "every token, and the batch and length of the mask that the indices were made from"
+            f"{len(x)} tokens and {len(indices)} indices for a batch of {batch} × {length}; give an index "
+            "for every token, and the batch and length of the mask that the indices were made from"
         )
     return x.new_zeros(batch * length, *x.shape[1:]).index_copy(0, indices, x).unflatten(0, (batch, length))
 
@@ -94,8 +94,8 @@ def check_cu_seqlens(name: str, cu_seqlens: Int[Tensor, "..."], total: int | Non
     """
     if cu_seqlens.ndim != 1 or len(cu_seqlens) < 2 or cu_seqlens.dtype != torch.int32:
         raise ValueError(
-            f"{name} is {tuple(cu_seqlens.shape)} {cu_seqlens.dtype}; kernels read [batch + 1] torch.int32: make "
-            "it with unpad.real_tokens, or convert it with .to(torch.int32)"
+            f"{name} is {tuple(cu_seqlens.shape)} {cu_seqlens.dtype}; kernels read [batch + 1] torch.int32: "
+            "make it with unpad.real_tokens, or convert it with .to(torch.int32)"
         )
     if cu_seqlens.device.type != "cpu":
         return
