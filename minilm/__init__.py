@@ -4,7 +4,7 @@ The words that stand for axes in every shape annotation:
 
     batch      rows of a batch                      hidden     width of the residual stream
     length     tokens of a row                      heads      query heads
-    query      tokens that look                     kv_heads   key and value heads (heads / kv_heads share one)
+    query      tokens that look                     kv_heads   key and value heads, each for several heads
     key        tokens that are looked at            head_dim   width of one head
     vocab      entries of the vocabulary            rotary     dimensions of a head that RoPE turns
 

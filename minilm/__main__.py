@@ -1,6 +1,7 @@
 """The command line: python -m minilm run | parity | generate | chat | inspect | fetch."""
 
 import dataclasses
+import itertools
 import sys
 import time
 from collections.abc import Iterable
@@ -9,10 +10,12 @@ from typing import Annotated
 import torch
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
 from minilm import backends, checkpoint, describe, families, parity
+from minilm.config import RopeConfig
 from minilm.fetch import fetch_smollm2
 from minilm.generate import TextStreamer, generate
 from minilm.tokenizer import load_tokenizer
@@ -37,12 +40,13 @@ Dtype = Annotated[str | None, typer.Option(help=f"{', '.join(DTYPES)}; the check
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, ….")]
 MaxNewTokens = Annotated[int, typer.Option(help="Stop after so many tokens.")]
 Sample = Annotated[bool, typer.Option("--sample", help="Draw tokens instead of taking the best one.")]
-Temperature = Annotated[float, typer.Option(help="Below 1: more certain; above 1: more varied.")]
-TopK = Annotated[int | None, typer.Option(help="Draw from so many best tokens.")]
+Temperature = Annotated[float, typer.Option(help="With --sample: below 1 more certain, above 1 more varied.")]
+TopK = Annotated[int | None, typer.Option(help="With --sample: draw from so many best tokens.")]
 TopP = Annotated[
-    float | None, typer.Option(help="Draw from the best tokens that have this probability together.")
+    float | None,
+    typer.Option(help="With --sample: draw from the best tokens that have this probability together."),
 ]
-Seed = Annotated[int, typer.Option(help="Makes drawing repeatable.")]
+Seed = Annotated[int, typer.Option(help="With --sample: makes drawing repeatable.")]
 
 
 def dtype_named(name: str | None) -> torch.dtype | None:
@@ -52,7 +56,15 @@ def dtype_named(name: str | None) -> torch.dtype | None:
     return DTYPES[name] if name else None
 
 
-# --------------------------------------------------------------------------------------------------------------------
+def usable_device(name: str) -> torch.device:
+    """The device that an option names, if this machine and this torch have it."""
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {name!r} cannot be used here ({str(error).splitlines()[0]})") from None
+
+
+# ------------------------------------------------------------------------------------------------------------
 # run and parity
 
 
@@ -68,18 +80,28 @@ def run(
     print_results(results)
     try:
         if fetch:
-            fetch_smollm2(console.print)
+            fetch_smollm2(say)
         checkpoint.resolve("smollm2")
     except checkpoint.CheckpointError as error:
-        console.print(f"\n[yellow]Without SmolLM2 this is all for now:[/] {error}", highlight=False)
+        console.print(
+            f"\n[yellow]Without SmolLM2 this is all for now:[/] {escape(str(error))}",
+            highlight=False,
+            soft_wrap=True,
+        )
         return
     ask_smollm2(question)
+
+
+def say(text: str) -> None:
+    """Print a line as it is, however long, whatever stands in it."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def ask_smollm2(question: str) -> None:
     """SmolLM2's answer, its parity on that question, and its speed beside transformers'."""
     console.print(
-        f"\n[bold]SmolLM2-135M-Instruct[/] through minilm\n[dim]question:[/] {question}", highlight=False
+        f"\n[bold]SmolLM2-135M-Instruct[/] through minilm\n[dim]question:[/] {escape(question)}",
+        highlight=False,
     )
     model, tokenizer = checkpoint.load("smollm2"), load_tokenizer("smollm2")
     prompt = torch.tensor([tokenizer.apply_chat_template([{"role": "user", "content": question}])])
@@ -161,13 +183,14 @@ def trace_operations(source: str, dtype: str, tolerance: float) -> bool:
     title = f"{source}, {dtype}, {input_ids.shape[1]} tokens:"
     if divergence is None:
         equal = "bit for bit" if tolerance == 0 else f"within {tolerance:g}"
-        console.print(f"{title} all {len(ours)} operations agree {equal}", highlight=False)
+        say(f"{title} all {len(ours)} operations agree {equal}")
         return True
-    console.print(f"{title} {divergence}", highlight=False)
+    say(f"{title} {divergence}")
     table = Table("operation", "largest difference")
-    for name, difference, _ in list(parity.operation_differences(ours, theirs))[divergence.equal_before :][
-        :12
-    ]:
+    following = itertools.islice(
+        parity.operation_differences(ours, theirs), divergence.equal_before, divergence.equal_before + 12
+    )
+    for name, difference, _ in following:
         table.add_row(name, f"{difference:.3g}")
     console.print(table)
     return False
@@ -204,7 +227,7 @@ def print_results(results: list[parity.Result]) -> bool:
     return exact and close
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # generate and chat
 
 
@@ -223,11 +246,11 @@ def continue_text(
     device: Device = "cpu",
 ) -> None:
     """Continue a text, printing it as it comes."""
-    model = checkpoint.load(source, backend=backend, dtype=dtype_named(dtype), device=device)
     tokenizer = load_tokenizer(source)
     ids = tokenizer.encode(prompt)
     if not ids:
         raise ValueError("the prompt is empty; give at least one word to continue")
+    model = checkpoint.load(source, backend=backend, dtype=dtype_named(dtype), device=usable_device(device))
     print(prompt, end="", flush=True)
     generate(
         model,
@@ -255,8 +278,9 @@ def chat(
     device: Device = "cpu",
 ) -> None:
     """Talk with a model that was trained for it. /reset starts anew; /exit or Ctrl-D ends."""
-    model = checkpoint.load(source, backend=backend, dtype=dtype_named(dtype), device=device)
     tokenizer = load_tokenizer(source)
+    tokenizer.require_chat_template()
+    model = checkpoint.load(source, backend=backend, dtype=dtype_named(dtype), device=usable_device(device))
     generator = torch.Generator(device).manual_seed(seed)
     messages: list[dict[str, str]] = []
     while (line := read_line()) is not None:
@@ -290,7 +314,7 @@ def read_line() -> str | None:
     return None if line == "/exit" else line
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # inspect and fetch
 
 
@@ -298,7 +322,9 @@ def read_line() -> str | None:
 def inspect(source: Source) -> None:
     """Show a checkpoint's structure and what it costs, without loading its weights."""
     family, config = checkpoint.read_config(source)
-    table = Table(title=f"{source}: a {family.model_type} model", title_justify="left", show_header=False)
+    table = Table(
+        title=escape(f"{source}: a {family.model_type} model"), title_justify="left", show_header=False
+    )
     for field in dataclasses.fields(config):
         table.add_row(field.name, describe_value(getattr(config, field.name)))
     console.print(table)
@@ -318,13 +344,16 @@ def inspect(source: Source) -> None:
         )
     for length in (1, config.max_positions):
         flops = describe.flops_per_token(config, length)
-        console.print(
-            f"arithmetic: {flops / 1e6:,.1f} MFLOP per token after {length:,} tokens", highlight=False
-        )
+        console.print(f"arithmetic: {flops / 1e6:,.1f} MFLOP for token {length:,} of a text", highlight=False)
 
 
 def describe_value(value) -> str:
     """A field of a config in one line."""
+    if isinstance(value, RopeConfig):
+        always, usual = ("theta", "fraction", "scaling"), RopeConfig()
+        shown = {name: setting for name, setting in vars(value).items()
+                 if name in always or setting != getattr(usual, name)}  # fmt: skip
+        return ", ".join(f"{name} {setting}" for name, setting in shown.items())
     if isinstance(value, tuple) and len(value) > 8:
         return f"{value[:2]} … {value[-2:]}".replace("(", "").replace(")", "")
     return str(value)
@@ -337,7 +366,7 @@ def fetch(name: Annotated[str, typer.Argument(help="What to fetch: smollm2.")]) 
         raise ValueError(
             f"{name!r} cannot be fetched; smollm2 can. Hub names are downloaded when they are first used"
         )
-    console.print(f"smollm2 is in {fetch_smollm2(console.print)}", highlight=False, soft_wrap=True)
+    say(f"smollm2 is in {fetch_smollm2(say)}")
 
 
 def main() -> None:
@@ -345,7 +374,7 @@ def main() -> None:
     try:
         app()
     except (ValueError, OSError) as error:
-        Console(stderr=True).print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -54,7 +54,8 @@ def repeat_kv(
 ) -> Float[Tensor, "batch heads length head_dim"]:
     """Give every query head its own copy of the key or value head that it shares.
 
-    Returns: head h of the result is head h // groups of x (each head repeated in place, not the list of heads tiled).
+    Returns: head h of the result is head h // groups of x (each head repeated in place, not the list of heads
+             tiled).
     Source:  GQA, Ainslie et al. 2023, §2.2.
     """
     if groups == 1:

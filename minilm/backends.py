@@ -1,7 +1,8 @@
 """Three ways to compute attention behind one interface: the model never knows which one runs.
 
-A backend takes queries, keys and values per head (fewer key heads than query heads under GQA), a boolean mask or None
-for plain causal attention, and returns the context of every head; eager also returns the attention weights.
+A backend takes queries, keys and values per head (fewer key heads than query heads under GQA), a boolean mask
+or None for plain causal attention, and returns the context of every head; eager also returns the attention
+weights.
 """
 
 from collections.abc import Callable
@@ -27,7 +28,8 @@ def attention_scores(
 ) -> Weights:
     """How well each query matches each key: their product times scale, in the dtype that the softmax wants.
 
-    "float32_scaled" makes the product layer_index + 1 times smaller and undoes it in fp32, where fp16 would overflow.
+    "float32_scaled" makes the product layer_index + 1 times smaller and undoes it in fp32, where fp16 would
+    overflow.
     """
     if softmax != "float32_scaled" or query.dtype == torch.float32:
         scores = torch.matmul(query, key.transpose(2, 3)) * scale
@@ -59,7 +61,8 @@ def eager_attention(
 ) -> tuple[Queries, Weights]:
     """Attention as the formula says it, one operation a line: softmax(Q·Kᵀ·scale + bias)·V.
 
-    Every step is rounded as transformers 5.23 rounds it on CPU; the other backends are compared with this one.
+    Every step is rounded as transformers 5.23 rounds it on CPU; the other backends are compared with this
+    one.
     Source: Vaswani et al. 2017, §3.2.1.
     """
     groups = query.shape[1] // key.shape[1]
@@ -90,7 +93,8 @@ def sdpa_attention(
     batch, heads, query_length, head_dim = query.shape
     kv_heads = key.shape[1]
     if query_length == 1 and (mask is None or mask.shape[1] == 1):
-        # One query per head: the heads of a group become the queries of their key head, so no key is repeated.
+        # One query per head: the heads of a group become the queries of their key head, so no key is
+        # repeated.
         grouped = query.reshape(batch, kv_heads, heads // kv_heads, head_dim)
         context = nn.functional.scaled_dot_product_attention(
             grouped, key, value, attn_mask=mask, dropout_p=dropout, scale=scale

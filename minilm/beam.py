@@ -28,7 +28,7 @@ class Hypotheses:
         del self.found[self.size :]
 
     def close_if_hopeless(self, best_running: float, early_stopping: bool) -> None:
-        """Stop looking once `size` texts have ended and what still runs is no better than the worst of them."""
+        """Stop once `size` texts have ended and what still runs is no better than the worst of them."""
         if len(self.found) == self.size and (early_stopping or best_running <= self.found[-1][0]):
             self.closed = True
 
@@ -40,7 +40,8 @@ def beam_step(
 ]:
     """The best ways to go on by one token, over all beams of a prompt together.
 
-    Returns: their scores (log-probabilities of the whole text), the beam each one continues, the token it adds.
+    Returns: their scores (log-probabilities of the whole text), the beam each one continues, the token it
+             adds.
     """
     totals = scores[:, :, None] + log_probs
     best, index = totals.flatten(1).topk(candidates)
@@ -65,10 +66,11 @@ def beam_search(
 ) -> Int[Tensor, "batch total"]:
     """Continue each prompt by the text of the highest score that was found.
 
-    The score of a text is its summed log-probability over its number of new tokens to the power of length_penalty.
-    A prompt is read once; its cache rows are then repeated for the beams, and reordered with them at every step, for
-    a beam that descends from another must also remember what that one read. `adjust` may change the log-probabilities
-    given the tokens of each beam and which of them are real, as a repetition penalty does.
+    The score of a text is its summed log-probability over its number of new tokens to the power of
+    length_penalty. A prompt is read once; its cache rows are then repeated for the beams, and reordered with
+    them at every step, for a beam that descends from another must also remember what that one read. `adjust`
+    may change the log-probabilities given the tokens of each beam and which of them are real, as a repetition
+    penalty does.
     Source: the search of transformers 5.23, whose rules for when a text counts as ended it follows.
     """
     batch, prompt_length = input_ids.shape
@@ -102,7 +104,8 @@ def beam_search(
                 if ended[row, rank] and not found.closed:
                     text = running[first_row[row] + parents[row, rank]].flatten()[prompt_length:]
                     found.add(
-                        totals[row, rank].item() / step**length_penalty, torch.cat((text, tokens[row, rank, None]))
+                        totals[row, rank].item() / step**length_penalty,
+                        torch.cat((text, tokens[row, rank, None])),
                     )
 
         scores, kept = (totals + UNREACHABLE * ended).topk(num_beams)

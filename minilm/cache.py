@@ -1,7 +1,8 @@
 """The key-value cache: what attention has already computed, so that a new token costs one token.
 
-A cache is a plain object that is passed to the model. It holds one layer object per block, each of the kind that the
-block needs: one that grows, one of fixed size, or one that keeps only what a sliding window can still see.
+A cache is a plain object that is passed to the model. It holds one layer object per block, each of the kind
+that the block needs: one that grows, one of fixed size, or one that keeps only what a sliding window can
+still see.
 """
 
 import torch
@@ -17,7 +18,8 @@ class DynamicLayer:
     """Keys and values of one block for all tokens so far, in a buffer that doubles when it is full."""
 
     def __init__(self):
-        self.buffers: tuple[Tensor, Tensor] | None = None  # keys and values, [batch, kv_heads, capacity, head_dim]
+        # Keys and values, each [batch, kv_heads, capacity, head_dim]; only the first `length` places count.
+        self.buffers: tuple[Tensor, Tensor] | None = None
         self.length = 0  # tokens seen
 
     @property
@@ -31,7 +33,8 @@ class DynamicLayer:
         if self.buffers is not None:
             check_fits(self.buffers[0], key)
         if key.requires_grad:
-            # Writing into a buffer would overwrite what the backward pass needs; this is slower and differentiable.
+            # Writing into a buffer would overwrite what the backward pass needs; this is slower and
+            # differentiable.
             old = (buffer[:, :, :start] for buffer in self.buffers or (key[:, :, :0], value[:, :, :0]))
             self.buffers = tuple(torch.cat(pair, dim=2) for pair in zip(old, (key, value), strict=True))
         else:
@@ -47,7 +50,8 @@ class DynamicLayer:
         if length <= capacity:
             return
         batch, kv_heads, _, head_dim = like.shape
-        grown = tuple(like.new_empty(batch, kv_heads, max(length, 2 * capacity, 64), head_dim) for _ in range(2))
+        shape = (batch, kv_heads, max(length, 2 * capacity, 64), head_dim)
+        grown = like.new_empty(shape), like.new_empty(shape)
         for new, old in zip(grown, self.buffers or (), strict=False):
             new[:, :, : self.length] = old[:, :, : self.length]
         self.buffers = grown
@@ -71,14 +75,18 @@ class DynamicLayer:
 class StaticLayer(DynamicLayer):
     """Keys and values in a buffer of fixed size, allocated once: addresses and shapes never change."""
 
-    def __init__(self, batch_size: int, kv_heads: int, max_length: int, head_dim: int, dtype: torch.dtype, device):
+    def __init__(
+        self, batch_size: int, kv_heads: int, max_length: int, head_dim: int, dtype: torch.dtype, device
+    ):
         super().__init__()
         shape = (batch_size, kv_heads, max_length, head_dim)
         self.buffers = tuple(torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
 
     def update(self, key: Heads, value: Heads) -> tuple[Heads, Heads]:
         if key.requires_grad:
-            raise ValueError("a static cache cannot be trained through; use torch.no_grad(), or a DynamicCache")
+            raise ValueError(
+                "a static cache cannot be trained through; use torch.no_grad(), or a DynamicCache"
+            )
         return super().update(key, value)
 
     def reserve(self, length: int, like: Heads) -> None:
@@ -86,7 +94,7 @@ class StaticLayer(DynamicLayer):
         if length > capacity:
             raise ValueError(
                 f"the static cache holds {capacity} tokens; it has {self.length} and cannot take "
-                f"{length - self.length} more. Make it with a larger max_length, or call reset() for a new text"
+                f"{length - self.length} more. Make it with a larger max_length, or reset() it for a new text"
             )
 
     def reset(self) -> None:
@@ -95,7 +103,9 @@ class StaticLayer(DynamicLayer):
     def select(self, rows: Int[Tensor, " batch"]) -> None:
         for buffer in self.buffers:
             if len(rows) != buffer.shape[0]:
-                raise ValueError(f"a static cache keeps its {buffer.shape[0]} rows; {len(rows)} were selected")
+                raise ValueError(
+                    f"a static cache keeps its {buffer.shape[0]} rows; {len(rows)} were selected"
+                )
             buffer.copy_(buffer[rows])
 
 
@@ -133,8 +143,8 @@ class SlidingLayer(DynamicLayer):
         held = self.buffers[0].shape[2]
         if held - dropped < self.kept(length):
             raise ValueError(
-                f"this layer slides over {self.window} tokens and has dropped what it would need to go back from "
-                f"{self.length} to {length} tokens; only the tokens of the last update can be taken back"
+                f"this layer slides over {self.window} tokens and has dropped what it would need to go back "
+                f"from {self.length} to {length} tokens; only the tokens of the last update can be taken back"
             )
         self.buffers = tuple(buffer[:, :, : held - dropped] for buffer in self.buffers)
         self.length = length
@@ -144,8 +154,9 @@ def check_fits(held: Tensor, new: Heads) -> None:
     """Refuse keys that do not continue what a cache holds."""
     if (held.shape[0], held.shape[1], held.shape[3]) != (new.shape[0], new.shape[1], new.shape[3]):
         raise ValueError(
-            f"the cache holds {held.shape[0]} rows of {held.shape[1]} heads of {held.shape[3]} dimensions, the new keys "
-            f"have {new.shape[0]}, {new.shape[1]} and {new.shape[3]}; use one cache per batch and model, or reset it"
+            f"the cache holds {held.shape[0]} rows of {held.shape[1]} heads of {held.shape[3]} dimensions, "
+            f"the new keys have {new.shape[0]}, {new.shape[1]} and {new.shape[3]}; use one cache per batch "
+            "and model, or reset it"
         )
     if (held.dtype, held.device) != (new.dtype, new.device):
         raise ValueError(
@@ -155,7 +166,7 @@ def check_fits(held: Tensor, new: Heads) -> None:
 
 
 class DynamicCache:
-    """A cache that grows with the text. Layers with a sliding window keep only what the window can still see."""
+    """A cache that grows with the text. Layers that slide keep only what their window can still see."""
 
     def __init__(self, config: ModelConfig):
         windows = (config.window(index) for index in range(config.num_layers))
@@ -169,7 +180,9 @@ class DynamicCache:
     def crop(self, length: int) -> None:
         """Forget all tokens after the first `length`, as if they had not been seen."""
         if length < 0:
-            raise ValueError(f"a cache cannot be cropped to {length} tokens; give how many to keep, 0 or more")
+            raise ValueError(
+                f"a cache cannot be cropped to {length} tokens; give how many to keep, 0 or more"
+            )
         for layer in self.layers:
             layer.crop(length)
 
@@ -202,8 +215,8 @@ class SlidingWindowCache(DynamicCache):
         growing = [index for index in range(config.num_layers) if config.window(index) is None]
         if growing:
             raise ValueError(
-                f"layer {growing[0]} of this model sees all tokens, so its cache must grow; use DynamicCache, "
-                "which gives every layer the kind that it needs"
+                f"layer {growing[0]} of this model sees all tokens, so its cache must grow; use "
+                "DynamicCache, which gives every layer the kind that it needs"
             )
         super().__init__(config)
 

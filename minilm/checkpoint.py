@@ -1,6 +1,7 @@
 """Checkpoints in and out: Hugging Face directories of safetensors, single or sharded, and GGUF files in.
 
-A load is complete or refused. Weights stay memory-mapped: a tensor is read from the disk when it is first used.
+A load is complete or refused. Weights stay memory-mapped: a tensor is read from the disk when it is first
+used.
 """
 
 import json
@@ -30,7 +31,7 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be loaded whole. The message names what is wrong and what to do."""
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Where a source is
 
 
@@ -60,7 +61,8 @@ def resolve(source: str | os.PathLike) -> Path:
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         return _download(name)
     raise CheckpointError(
-        f"there is no checkpoint {name!r}; give a directory, a .gguf file, a Hub name like owner/model, or smollm2"
+        f"there is no checkpoint {name!r}; give a directory, a .gguf file, a Hub name like owner/model, or "
+        "smollm2"
     )
 
 
@@ -74,12 +76,13 @@ def _download(repo: str) -> Path:
     except Exception as error:  # the Hub client raises many kinds, all meaning that it could not be had
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
-            f"could not get {repo!r} from the Hub ({reason}). If this is a local directory, check its path. Offline, "
-            "copy the repository's directory here and give its path, or use smollm2 (python -m minilm fetch smollm2)"
+            f"could not get {repo!r} from the Hub ({reason}). If this is a local directory, check its path. "
+            "Offline, copy the repository's directory here and give its path, or use smollm2 (python -m "
+            "minilm fetch smollm2)"
         ) from None
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Reading
 
 
@@ -115,8 +118,9 @@ def weight_files(directory: Path) -> list[Path]:
         pickles = [name for name in PICKLES if (directory / name).exists()]
         if pickles:
             raise CheckpointError(
-                f"{directory} holds its weights as {pickles[0]}, a pickle, which can run code when it is opened. "
-                "Convert it once where you trust it: AutoModelForCausalLM.from_pretrained(…).save_pretrained(…)"
+                f"{directory} holds its weights as {pickles[0]}, a pickle, which can run code when it is "
+                "opened. Convert it once where you trust it: "
+                "AutoModelForCausalLM.from_pretrained(…).save_pretrained(…)"
             )
         raise CheckpointError(f"{directory} has neither model.safetensors nor {INDEX}")
     weight_map = read_json(index).get("weight_map")
@@ -153,7 +157,7 @@ def read_tensors(directory: Path) -> dict[str, Tensor]:
 
 
 def assign(model: CausalLM, family: Family, tensors: Mapping[str, Tensor]) -> None:
-    """Put a file's tensors in the place of the model's parameters, without a copy; refuse what does not fit exactly."""
+    """Make a file's tensors the model's parameters, without a copy; refuse what does not fit exactly."""
     available = {}
     for name, tensor in tensors.items():
         canonical = family.canonical(name)
@@ -214,7 +218,8 @@ def load(
 
     source: a directory, a Hub name, a .gguf file, a shipped checkpoint, or "smollm2" once fetched.
     dtype:  None keeps the checkpoint's; files that mix dtypes are widened to the one that loses nothing.
-    Raises: CheckpointError, naming what is missing, unexpected or misshapen; ConfigError for an unknown structure.
+    Raises: CheckpointError, naming what is missing, unexpected or misshapen; ConfigError for an unknown
+            structure.
     """
     if task not in TASKS:
         raise ValueError(f"task {task!r} does not exist; choose one of {', '.join(TASKS)}")
@@ -239,14 +244,15 @@ def load(
     return model.to(device=device, dtype=dtype or common_dtype(dict(model.named_parameters()))).eval()
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Writing
 
 
 def save(model: CausalLM, directory: str | os.PathLike, max_shard_bytes: int = 5_000_000_000) -> None:
-    """Write a directory that transformers and minilm load: config.json, the weights, the settings for generating.
+    """Write a directory that transformers and minilm load: structure, weights, settings for generating.
 
-    All files are written beside their places first and moved there last: an interrupted save leaves what was there.
+    All files are written beside their places first and moved there last: an interrupted save leaves what was
+    there.
     """
     if model.family is None:
         known = ", ".join(families.FAMILIES)

@@ -39,7 +39,7 @@ def _check_fields(config: object) -> None:
 
 @dataclass(frozen=True)
 class RopeConfig:
-    """Rotary position embeddings: how fast each pair of dimensions turns, and how far the context is stretched.
+    """Rotary position embeddings: how fast each pair turns, and how far the context is stretched.
 
     Source: RoFormer, Su et al. 2021; YaRN, Peng et al. 2023; Llama 3 report, 2024.
     """
@@ -67,7 +67,8 @@ class RopeConfig:
             length = self.original_max_positions
             require(
                 length is not None and length > 0,
-                f"RoPE scaling {self.scaling!r} needs original_max_positions, the trained length; it is {length}",
+                f"RoPE scaling {self.scaling!r} needs original_max_positions, the trained length; it is "
+                f"{length}",
             )
         if self.scaling == "llama3":
             require(
@@ -100,14 +101,16 @@ class ModelConfig:
     norm_eps: float = 1e-6
 
     qkv_layout: Literal["separate", "per_head", "blocks"] = "separate"
-    # separate: three matrices.  Fused rows, per_head: q0 k0 v0 q1 k1 v1 ….  Fused rows, blocks: all q, all k, all v.
+    # separate: three matrices.  Fused rows, per_head: q0 k0 v0 q1 k1 v1 ….  Fused rows, blocks: all q, all k,
+    # all v.
     qkv_bias: bool = False
     out_bias: bool = False
     qk_norm: bool = False  # an RMSNorm over each query and key head, before the rotation
     scale_scores: bool = True  # divide the scores by √head_dim
     softmax: Literal["float32", "float32_scaled", "input"] = "float32"
-    # float32: scores are scaled in the activations' dtype, then softmax in fp32.  float32_scaled: scores are kept
-    # layer_index + 1 times smaller until they are fp32, so that fp16 cannot overflow.  input: no upcast at all.
+    # float32: scores are scaled in the activations' dtype, then softmax in fp32.  float32_scaled: scores are
+    # kept layer_index + 1 times smaller until they are fp32, so that fp16 cannot overflow.  input: no upcast
+    # at all.
     layer_windows: tuple[int | None, ...] | None = None  # keys that each layer sees, own included; None = all
 
     mlp: Literal["plain", "gated"] = "gated"
@@ -144,14 +147,14 @@ class ModelConfig:
         )
         require(
             self.qkv_layout != "per_head" or self.num_kv_heads == self.num_heads,
-            f"qkv_layout 'per_head' stores one key head with each query head: num_kv_heads ({self.num_kv_heads}) "
-            f"must equal num_heads ({self.num_heads}), or use 'blocks'",
+            "qkv_layout 'per_head' stores one key head with each query head: num_kv_heads "
+            f"({self.num_kv_heads}) must equal num_heads ({self.num_heads}), or use 'blocks'",
         )
         if self.rope is not None:
             require(
                 self.rotary_dim > 0 and self.rotary_dim % 2 == 0,
-                f"{self.rope.fraction:g} of head_dim {self.head_dim} rotates {self.rotary_dim} dimensions; pairs "
-                "are turned, so it must be an even, positive number",
+                f"{self.rope.fraction:g} of head_dim {self.head_dim} rotates {self.rotary_dim} dimensions; "
+                "pairs are turned, so it must be an even, positive number",
             )
             require(
                 self.rope.scaling != "dynamic" or self.rotary_dim > 2,
@@ -165,7 +168,8 @@ class ModelConfig:
             for window in self.layer_windows:
                 require(
                     window is None or (isinstance(window, int) and window > 0),
-                    f"a sliding window of {window} keys; it must be at least 1 (the query's own), or None for all",
+                    f"a sliding window of {window} keys; it must be at least 1 (the query's own), or None "
+                    "for all",
                 )
         for name in ("embedding_dropout", "attention_dropout", "residual_dropout"):
             value = getattr(self, name)

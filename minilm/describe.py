@@ -9,7 +9,7 @@ from minilm.heads import CausalLM
 
 
 def parameter_counts(config: ModelConfig) -> Mapping[str, int]:
-    """How many parameters each part has, all layers together, counted on a model without memory for its weights."""
+    """How many parameters each part has, all layers together; counted on a model without memory."""
     with torch.device("meta"):
         model = CausalLM(config)
     parts = dict.fromkeys(("embeddings", "attention", "mlp", "norms", "output head"), 0)
@@ -34,13 +34,16 @@ def cache_bytes_per_token(config: ModelConfig, bytes_per_value: int) -> int:
 
 
 def flops_per_token(config: ModelConfig, length: int) -> int:
-    """Floating-point operations of one decoding step after `length` tokens: two per weight of every matrix, and two
-    per score and two per mixed value of each head and visible token.
+    """Floating-point operations for the token at place `length` of a text, with those before it in the cache.
 
-    Source: Kaplan et al. 2020, §2.1, without its approximations; norms, RoPE and the softmax are left out.
+    A multiplication and an addition for each weight of every matrix, and for each dimension of each head and
+    visible token twice: once for the score, once for the mixture of values.
+    Source: Kaplan et al. 2020, §2.1, without its approximations; biases, norms, RoPE and the softmax are left
+            out.
     """
-    parts = parameter_counts(config)
-    head = config.vocab_size * config.hidden_size  # the table serves as the head where it is tied
-    matrices = parts["attention"] + parts["mlp"] + head
+    with torch.device("meta"):
+        blocks = CausalLM(config).decoder.layers
+    matrices = sum(parameter.numel() for parameter in blocks.parameters() if parameter.ndim == 2)
+    matrices += config.vocab_size * config.hidden_size  # the head; the table serves as one where it is tied
     visible = sum(min(length, config.window(index) or length) for index in range(config.num_layers))
     return 2 * matrices + 4 * visible * config.num_heads * config.head_dim

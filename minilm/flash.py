@@ -211,7 +211,8 @@ def merge_attention(
 ) -> tuple[Queries, RowSums]:
     """Attention over two sets of keys from what it gives over each, weighed by their sums of exponentials.
 
-    What absorb_tile does with tiles, flash decoding and ring attention do with processors: each takes some keys.
+    What absorb_tile does with tiles, flash decoding and ring attention do with processors. Neither set may
+    hold a key of the other.
     """
     peak = torch.maximum(lse_a, lse_b)
     origin = peak.masked_fill(peak == -INF, 0.0)
@@ -240,7 +241,7 @@ def varlen_attention(
     Sequence i has q[cu_seqlens_q[i] : cu_seqlens_q[i + 1]], and keys likewise; it may have none of either.
     window_size counts keys left and right *besides* the query's own, -1 = all, and causal makes right 0.
     The queries are the last of their sequence's keys. A query that sees no key gets 0.
-    Raises: ValueError for cu_seqlens that are not int32 cumulative lengths, too low maxima, or dropout.
+    Raises: ValueError for cu_seqlens that are not int32 cumulative lengths, too low a maximum, or dropout.
     """
     check_cu_seqlens("cu_seqlens_q", cu_seqlens_q, len(q))
     check_cu_seqlens("cu_seqlens_k", cu_seqlens_k, len(k))
@@ -248,8 +249,8 @@ def varlen_attention(
     query_lengths, key_lengths = cu_seqlens_q.diff().tolist(), cu_seqlens_k.diff().tolist()
     if len(query_lengths) != len(key_lengths):
         raise ValueError(
-            f"cu_seqlens_q has {len(query_lengths)} sequences and cu_seqlens_k {len(key_lengths)}; give every "
-            "sequence a place in both, even if it has no queries or no keys"
+            f"cu_seqlens_q has {len(query_lengths)} sequences and cu_seqlens_k {len(key_lengths)}; give each "
+            "a place in both, even if it has no queries or no keys"
         )
     if max(query_lengths) > max_seqlen_q or max(key_lengths) > max_seqlen_k:
         raise ValueError(

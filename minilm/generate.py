@@ -67,7 +67,7 @@ def penalize_repetition(logits: Logits, input_ids: Ids, penalty: float) -> Logit
 
 
 def top_k_filter(logits: Logits, k: int) -> Logits:
-    """Keep the k best tokens of each row (more where they tie with the k-th); the others become impossible."""
+    """Keep the k best tokens of each row, and those that tie with the k-th; others become impossible."""
     kth_best = logits.topk(min(k, logits.shape[-1])).values[:, -1:]
     return logits.masked_fill(logits < kth_best, -torch.inf)
 
@@ -75,7 +75,8 @@ def top_k_filter(logits: Logits, k: int) -> Logits:
 def top_p_filter(logits: Logits, p: float) -> Logits:
     """Keep the smallest set of best tokens whose probability reaches p, and always the best one.
 
-    The token that crosses the threshold belongs to the set: the worst ones are dropped while they sum to 1 - p or less.
+    The token that crosses the threshold belongs to the set: the worst ones are dropped while they sum to at
+    most 1 - p.
     Source: nucleus sampling, Holtzman et al. 2019.
     """
     ascending, order = logits.sort(dim=-1)
@@ -134,7 +135,7 @@ class Choosing:
     def next_token(
         self, logits: Logits, input_ids: Ids, attention_mask: Ids | None, generator: torch.Generator | None
     ) -> Int[Tensor, " batch"]:
-        """The best token of each row, or one drawn after temperature, top-k, top-p and min-p, in this order."""
+        """The best token of each row, or one drawn after temperature, top-k, top-p and min-p in turn."""
         logits = self.penalized(logits, input_ids, attention_mask)
         if not self.do_sample:
             return logits.argmax(dim=-1)
@@ -173,24 +174,34 @@ def generate(
 ) -> Int[Tensor, "batch total"]:
     """Continue each row by up to max_new_tokens tokens, as transformers' generate does, token for token.
 
-    attention_mask: 1 = real token; rows of different lengths are padded on the left, so that every row ends in text.
-    num_beams:      more than 1 searches for the text of the highest score; length_penalty > 0 favours longer texts,
-                    early_stopping ends the search of a prompt once num_beams texts have ended.
+    attention_mask: 1 = real token; rows of different lengths are padded on the left, so that every row ends
+                    in text.
+    num_beams:      more than 1 searches for the text of the highest score; length_penalty > 0 favours longer
+                    texts, early_stopping ends the search of a prompt once num_beams texts have ended.
     eos_token_id:   what ends a row: None = the checkpoint's own, [] = nothing, an id or several.
-    cache:          "dynamic" grows, "static" is allocated at once; a cache from an earlier call goes on with a
-                    conversation, input_ids being all of it: what the cache has seen is not computed again.
-    draft:          "lookup" or a smaller model guesses tokens ahead (one row, greedy): same tokens, fewer steps.
+    cache:          "dynamic" grows, "static" is allocated at once; a cache from an earlier call goes on with
+                    a conversation, input_ids being all of it: what the cache has seen is not computed again.
+    draft:          "lookup" or a smaller model guesses tokens ahead (one row, greedy): same tokens, fewer
+                    steps.
     Returns: prompt and new tokens; a row that ended early goes on with pad_token_id.
     Raises: ValueError for settings that cannot be, before anything is computed.
     """
     choosing = Choosing(do_sample, temperature, top_k, top_p, min_p, repetition_penalty)
     _check_prompt(model, input_ids, attention_mask, max_new_tokens)
     require(num_beams >= 1, f"num_beams is {num_beams}; it must be at least 1")
-    require(not (num_beams > 1 and do_sample), "beam search does not draw tokens; use num_beams=1 or do_sample=False")
-    require(not (num_beams > 1 and streamer), "beams change their past, so nothing can be streamed; use num_beams=1")
+    require(
+        not (num_beams > 1 and do_sample),
+        "beam search does not draw tokens; use num_beams=1 or do_sample=False",
+    )
+    require(
+        not (num_beams > 1 and streamer),
+        "beams change their past, so nothing can be streamed; use num_beams=1",
+    )
     if draft is not None:
         plain = choosing == Choosing() and num_beams == 1 and input_ids.shape[0] == 1
-        require(plain, "guessing ahead works for one row of greedy decoding without a penalty; leave draft=None")
+        require(
+            plain, "guessing ahead works for one row of greedy decoding without a penalty; leave draft=None"
+        )
     stop_ids = torch.tensor(end_tokens(model, eos_token_id), dtype=torch.long, device=input_ids.device)
     pad_id = _pad_token(model, pad_token_id, stop_ids)
     if attention_mask is not None:
@@ -200,8 +211,8 @@ def generate(
     seen = cache.length
     require(
         seen < input_ids.shape[1] and (seen == 0 or num_beams == 1),
-        f"the cache has seen {seen} tokens and input_ids has {input_ids.shape[1]}; give the whole text, which must be "
-        "longer than what the cache has seen (cache.crop(n) takes some back), and no beams",
+        f"the cache has seen {seen} tokens and input_ids has {input_ids.shape[1]}; give the whole text, "
+        "which must be longer than what the cache has seen (cache.crop(n) takes some back), and no beams",
     )
     if max_new_tokens == 0:
         return input_ids
@@ -236,7 +247,16 @@ def generate(
                 put=streamer.put if streamer is not None else lambda token: None,
             )
         return _decode(
-            model, input_ids, attention_mask, cache, choosing, max_new_tokens, stop_ids, pad_id, generator, streamer
+            model,
+            input_ids,
+            attention_mask,
+            cache,
+            choosing,
+            max_new_tokens,
+            stop_ids,
+            pad_id,
+            generator,
+            streamer,
         )
     finally:
         model.train(was_training)
@@ -276,7 +296,7 @@ def _decode(
 
 
 def end_tokens(model: CausalLM, eos_token_id: int | Iterable[int] | None) -> list[int]:
-    """The ids that end a row: those given, else those of generation_config.json, else those of config.json."""
+    """The ids that end a row: those given, else generation_config.json's, else config.json's."""
     if eos_token_id is None:
         eos_token_id = model.generation_config.get("eos_token_id")
     if eos_token_id is None:
@@ -286,7 +306,10 @@ def end_tokens(model: CausalLM, eos_token_id: int | Iterable[int] | None) -> lis
 
 def make_draft(draft: str | CausalLM) -> Draft:
     """Who guesses: the text so far, or a smaller model."""
-    require(draft == "lookup" or isinstance(draft, CausalLM), f"draft is {draft!r}; give 'lookup' or a smaller model")
+    require(
+        draft == "lookup" or isinstance(draft, CausalLM),
+        f"draft is {draft!r}; give 'lookup' or a smaller model",
+    )
     return prompt_lookup if draft == "lookup" else DraftModel(draft)
 
 
@@ -308,24 +331,28 @@ def _pad_token(model: CausalLM, pad_token_id: int | None, stop_ids: Tensor) -> i
 def _make_cache(model: CausalLM, cache: str | DynamicCache, rows: int, total: int) -> DynamicCache:
     if isinstance(cache, DynamicCache):
         return cache
-    require(cache in ("dynamic", "static"), f"cache is {cache!r}; give 'dynamic', 'static', or a cache object")
+    require(
+        cache in ("dynamic", "static"), f"cache is {cache!r}; give 'dynamic', 'static', or a cache object"
+    )
     if cache == "dynamic":
         return DynamicCache(model.config)
     return StaticCache(model.config, rows, total, model.dtype, model.device)
 
 
-def _check_prompt(model: CausalLM, input_ids: Tensor, attention_mask: Tensor | None, max_new_tokens: int) -> None:
+def _check_prompt(
+    model: CausalLM, input_ids: Tensor, attention_mask: Tensor | None, max_new_tokens: int
+) -> None:
     require(
         input_ids.ndim == 2 and input_ids.numel() > 0,
-        f"input_ids is {tuple(input_ids.shape)}; give [batch, length] with at least one token, for instance the "
-        "tokenizer's beginning-of-text token",
+        f"input_ids is {tuple(input_ids.shape)}; give [batch, length] with at least one token, for instance "
+        "the tokenizer's beginning-of-text token",
     )
     require(max_new_tokens >= 0, f"max_new_tokens is {max_new_tokens}; it must be 0 or more")
     length, limit = input_ids.shape[1], model.config.max_positions
     require(
         model.config.rope is not None or length + max_new_tokens <= limit,
-        f"{length} prompt tokens and {max_new_tokens} new ones are {length + max_new_tokens}, but this model has "
-        f"learned {limit} positions; shorten one of them",
+        f"{length} prompt tokens and {max_new_tokens} new ones are {length + max_new_tokens}, but this model "
+        f"has learned {limit} positions; shorten one of them",
     )
     if attention_mask is None:
         return

@@ -1,7 +1,7 @@
-"""GGUF files, llama.cpp's format, read as if they were Hugging Face directories; quantised weights are expanded.
+"""GGUF files, llama.cpp's format, read as if they were Hugging Face directories, quantised or not.
 
-The `gguf` package parses the file and undoes the quantisation; here stand the names, and what llama.cpp's converter
-did to the weights of each family.
+The `gguf` package parses the file and undoes the quantisation; here stand the names, and what llama.cpp's
+converter did to the weights of each family.
 """
 
 import functools
@@ -124,7 +124,7 @@ def separate_halves(weight: Tensor, num_heads: int) -> Tensor:
 
 
 def read_tensors(path: Path, family: Family, config: ModelConfig) -> Mapping[str, Tensor]:
-    """All weights by the names that the family's Hugging Face files use, in fp32 unless they are stored in 16 bits."""
+    """All weights by their names in the family's Hugging Face files; fp32 unless stored in 16 bits."""
     reader = open_file(path)
     for name in HEAD_WIDTHS:
         width = metadata(reader, f"{family.gguf.architecture}.{name}", config.head_dim)

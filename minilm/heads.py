@@ -26,8 +26,8 @@ class ModelOutput:
 class CausalLM(nn.Module):
     """A decoder with a language modelling head: for every token, a score for each possible next one.
 
-    Built from a config it has fresh weights; `minilm.load` gives it those of a checkpoint, and sets `family` (how to
-    name its weights in a file) and `generation_config` (the checkpoint's settings for generating).
+    Built from a config it has fresh weights; `minilm.load` gives it those of a checkpoint, and sets `family`
+    (how to name its weights in a file) and `generation_config` (the checkpoint's settings for generating).
     """
 
     def __init__(self, config: ModelConfig, backend: str = "sdpa"):
@@ -83,7 +83,8 @@ class CausalLM(nn.Module):
     ) -> ModelOutput:
         """Score the next token after every position.
 
-        attention_mask: [batch, keys] with 1 = real token, cached tokens included; or 4-D boolean, True = visible.
+        attention_mask: [batch, keys] with 1 = real token, cached tokens included; or 4-D boolean, True =
+                        visible.
         position_ids:   default to counting the real tokens of each row.
         cache:          what was computed before; it is extended in place and returned.
         labels:         the input ids, with -100 where nothing is to be learned; gives out.loss.

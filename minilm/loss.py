@@ -11,8 +11,8 @@ def next_token_loss(
 ) -> Float[Tensor, ""]:
     """Mean cross-entropy in nats of each token given those before it.
 
-    labels are the input ids themselves: the shift by one happens here, so logits at t are compared with labels at t + 1.
-    Labels of -100 are left out of the sum and of the count. Logits are compared in fp32.
+    labels are the input ids themselves: the shift by one happens here, so logits at t are compared with
+    labels at t + 1. Labels of -100 are left out of the sum and of the count. Logits are compared in fp32.
     """
     predicted, target = logits[:, :-1].float(), labels[:, 1:]
     return nn.functional.cross_entropy(predicted.flatten(0, 1), target.flatten(), ignore_index=IGNORED)

@@ -1,4 +1,4 @@
-"""Who may see whom. Masks are boolean, True = visible; only the eager backend turns them into numbers to add."""
+"""Who may see whom. Masks are boolean, True = visible; only the eager backend adds them as numbers."""
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -11,10 +11,10 @@ def visible(
     key_valid: Bool[Tensor, "batch key"] | None = None,
     window: int | None = None,
 ) -> Bool[Tensor, "... 1 query key"]:
-    """The one rule from which every mask here follows: a query sees valid keys at or before it, window of them.
+    """The one rule behind every mask: a query sees the valid keys at or before it, `window` of them.
 
-    Positions are places in the padded sequence, so one row serves a whole batch; key_valid is False at padding.
-    window counts the query's own key: 1 means that each token sees only itself.
+    Positions are places in the padded sequence, so one row serves a whole batch; key_valid is False at
+    padding. window counts the query's own key: 1 means that each token sees only itself.
     """
     distance = query_positions[:, :, None] - key_positions[:, None, :]
     seen = distance >= 0
@@ -38,7 +38,8 @@ def causal_flag_suffices(
 ) -> bool:
     """Whether a kernel's own causal flag gives exactly this mask, so that none has to be built.
 
-    Kernels align their triangle at the top left: right for as many queries as keys, and not needed for one query.
+    Kernels align their triangle at the top left: right for as many queries as keys, and not needed for one
+    query.
     """
     aligned = query_length in (1, key_length)
     within_window = window is None or key_length <= window

@@ -41,8 +41,10 @@ def relu(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 
 def activate(x: Float[Tensor, "*shape"], activation: str) -> Float[Tensor, "*shape"]:
     """Apply the activation function that carries this name in ModelConfig."""
-    functions = {"silu": silu, "gelu": gelu, "gelu_tanh": gelu_tanh, "gelu_new": gelu_new, "gelu_fast": gelu_fast,
-                 "relu": relu}  # fmt: skip
+    functions = {
+        "silu": silu, "gelu": gelu, "gelu_tanh": gelu_tanh, "gelu_new": gelu_new, "gelu_fast": gelu_fast,
+        "relu": relu,
+    }  # fmt: skip
     return functions[activation](x)
 
 

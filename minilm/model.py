@@ -43,7 +43,7 @@ class Block(nn.Module):
         cache: DynamicLayer | None,
         attend: Callable,
     ) -> tuple[Hidden, Tensor | None]:
-        """Returns the residual stream after this block, and the attention weights where the backend keeps them."""
+        """Returns the residual stream after this block, and the attention weights if the backend has them."""
         attended, weights = self.attention(self.attention_norm(x), cos_sin, mask, cache, attend)
         attended = self.dropout(attended)
         if self.parallel:
@@ -101,7 +101,8 @@ class Decoder(nn.Module):
         attend = backends.select(self.backend)
         if output_attentions and self.backend != "eager":
             raise ValueError(
-                f"backend {self.backend!r} does not keep attention weights; set model.backend = 'eager' to get them"
+                f"backend {self.backend!r} does not keep attention weights; set model.backend = 'eager' to "
+                "get them"
             )
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
@@ -166,7 +167,7 @@ class Decoder(nn.Module):
         cache: DynamicCache | None,
         device: torch.device,
     ) -> dict[int | None, Bool[Tensor, "..."] | None]:
-        """One mask for each kind of layer, by its window; None where plain causal attention is exactly right."""
+        """One mask for each kind of layer, by its window; None where plain causal attention is right."""
         made: dict[int | None, Tensor | None] = {}
         for index in range(len(self.layers)):
             window = self.config.window(index)
@@ -186,7 +187,7 @@ class Decoder(nn.Module):
         return made
 
     def _check_ids(self, input_ids: Tensor) -> None:
-        # On a GPU reading the extremes would make it wait for the host, and its own assertion catches the error.
+        # Reading the extremes would make a GPU wait; its own assertion catches the error there.
         if input_ids.device.type != "cpu" or input_ids.numel() == 0 or torch.compiler.is_compiling():
             return
         low, high = int(input_ids.min()), int(input_ids.max())
@@ -200,7 +201,8 @@ class Decoder(nn.Module):
         if position_ids.device.type == "cpu" and int(position_ids.max()) >= self.config.max_positions:
             raise ValueError(
                 f"position {int(position_ids.max())} was asked for; this model has learned "
-                f"{self.config.max_positions} positions, 0 to {self.config.max_positions - 1}. Shorten the text"
+                f"{self.config.max_positions} positions, 0 to {self.config.max_positions - 1}. Shorten the "
+                "text"
             )
 
     @staticmethod
@@ -214,17 +216,17 @@ class Decoder(nn.Module):
         if fits_4d and attention_mask.dtype == torch.bool:
             return
         raise ValueError(
-            f"attention_mask is {tuple(attention_mask.shape)} {attention_mask.dtype}; allowed are [batch, keys] = "
-            f"({batch}, {keys}) with 1 = real token ({seen} cached and {length} new), or a 4-D boolean mask "
-            f"[batch, heads or 1, {length}, {keys}] with True = visible"
+            f"attention_mask is {tuple(attention_mask.shape)} {attention_mask.dtype}; allowed are [batch, "
+            f"keys] = ({batch}, {keys}) with 1 = real token ({seen} cached and {length} new), or a 4-D "
+            f"boolean mask [batch, heads or 1, {length}, {keys}] with True = visible"
         )
 
 
 def initialize(model: nn.Module, config: ModelConfig, generator: torch.Generator | None = None) -> None:
     """Give a new model its starting weights: normal matrices, zero biases, norms that change nothing.
 
-    With depth_scaled_init the two projections that write to the residual stream start smaller, so that the sum over
-    all layers keeps its size. Source: GPT-2, Radford et al. 2019, §2.3.
+    With depth_scaled_init the two projections that write to the residual stream start smaller, so that the
+    sum over all layers keeps its size. Source: GPT-2, Radford et al. 2019, §2.3.
     """
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | nn.Embedding):

@@ -12,8 +12,8 @@ def rms_norm(
 ) -> Float[Tensor, "*batch hidden"]:
     """Divide each vector by its root mean square, then scale each dimension by its weight.
 
-    The mean is taken in fp32 and the quotient is rounded to x's dtype before the weight is applied: in bf16 the
-    other order gives other bits.
+    The mean is taken in fp32 and the quotient is rounded to x's dtype before the weight is applied: in bf16
+    the other order gives other bits.
     Source: Zhang & Sennrich 2019; rounding order of Llama and its descendants.
     """
     wide = x.float()
@@ -48,7 +48,7 @@ def layer_norm(
 
 
 class Norm(nn.Module):
-    """The learned parameters of one normalisation; config.norm says which of the three functions uses them."""
+    """The learned parameters of one normalisation; config.norm says which function uses them."""
 
     def __init__(self, config: ModelConfig, size: int | None = None):
         super().__init__()

@@ -1,11 +1,13 @@
 """Is this model still that model? Comparison with transformers: by results, and operation by operation.
 
-The reference computes everything itself. It gets the same weights, token ids, padding mask and positions, nothing else.
+The reference computes everything itself. It gets the same weights, token ids, padding mask and positions,
+nothing else.
 """
 
 import contextlib
 import functools
 import itertools
+import math
 import os
 import sys
 import tempfile
@@ -33,7 +35,7 @@ CACHES = ("none", "chunks", "steps")
 NEW_TOKENS = 16  # how far greedy decoding is compared
 VISIBLE = -1e30  # scores below this are masked; how far below is each implementation's own choice
 
-# --------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # The two models
 
 
@@ -41,8 +43,8 @@ VISIBLE = -1e30  # scores below this are masked; how far below is each implement
 def randomise(model: CausalLM, seed: int) -> None:
     """Give every parameter a value that matters, for at its initialisation a model hides most bugs.
 
-    Norm weights 1 + 0.3·N, biases 0.3·N, matrices 1.5/√fan_in·N: logits reach about 6, and a missing norm weight, a
-    dropped bias or a wrong rotation moves them by whole units.
+    Norm weights 1 + 0.3·N, biases 0.3·N, matrices 1.5/√fan_in·N: logits reach about 6, and a missing norm
+    weight, a dropped bias or a wrong rotation moves them by whole units.
     """
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
@@ -77,7 +79,7 @@ def load_reference(directory: Path, dtype: torch.dtype) -> nn.Module:
     ).eval()
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Comparing results
 
 
@@ -192,8 +194,8 @@ def compare(
     """Compare a checkpoint in minilm with the same in transformers, case by case."""
     directory = checkpoint.resolve(source)
     for dtype in dtypes:
-        reference = load_reference(directory, DTYPES[dtype])
         model = checkpoint.load(directory, dtype=DTYPES[dtype])
+        reference = load_reference(directory, DTYPES[dtype])
         for padding, cache in itertools.product(paddings, caches):
             batch = make_batch(model.config.vocab_size, padding)
             expected = run_reference(reference, batch, cache)
@@ -211,13 +213,24 @@ def compare(
 def compare_families(names: Iterable[str]) -> Iterator[Result]:
     """Compare a small randomised model of each family."""
     for name in names:
-        with tempfile.TemporaryDirectory() as directory:
+        with tempfile.TemporaryDirectory() as directory, one_thread():
             make_checkpoint(get_family(name), Path(directory))
             yield from compare(directory, name)
 
 
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute on one thread: for small models several are slower, and many times so on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def as_table(results: Iterable[Result]) -> Table:
-    """The largest difference of a logit: a row per model, dtype and padding, a column per backend and use of the cache."""
+    """Largest difference of a logit: a row per model, dtype and padding, a column per backend and cache."""
     cells: dict[tuple, Result] = {}
     for result in results:
         case = result.case
@@ -228,7 +241,8 @@ def as_table(results: Iterable[Result]) -> Table:
 
     title = "largest difference of a logit from transformers, at real tokens"
     table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0))  # for 80 columns
-    for heading in ("model", "dtype", "padding"):
+    table.add_column("model", overflow="fold")  # a path may be long; everything else keeps its width
+    for heading in ("dtype", "padding"):
         table.add_column(heading, no_wrap=True)
     for backend, cache in columns:
         label = {"none": "1 shot", "chunks": "chunks", "steps": "steps"}[cache]
@@ -254,7 +268,7 @@ def _number(difference: float) -> str:
     return "0" if difference == 0 else f"{difference:.0e}" if difference < 1e-3 else f"{difference:.2g}"
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Comparing operation by operation
 
 Trace = dict[str, Tensor]  # the result of each operation, in the order of computing
@@ -266,7 +280,7 @@ HINTS = {
     "activated": "the activation function, or gate and up swapped",
     "proj": "this projection's weight or bias, or how fused rows are split",
     "before rotation": "how the projection is split into heads, or a norm on queries and keys",
-    "rotated": "the rotary frequencies (theta, scaling), the positions, the pairing of dimensions, or the rotated part",
+    "rotated": "the rotary frequencies (theta, scaling), the positions, how dimensions pair, or how many turn",
     "value": "how the projection is split into heads; values are not rotated",
     "scores": "the scale, the mask, or which key head a query head reads (repeat_kv)",
     "probabilities": "the precision of the softmax",
@@ -334,10 +348,11 @@ class _Recorder:
 
 
 def _traced_modules(model: CausalLM, family: Family) -> dict[str, tuple[str, str]]:
-    """Modules with parameters inside the blocks, and the final norm: shared name -> (our path, the reference's).
+    """Modules with parameters inside the blocks, and the final norm: shared name -> (our path, the
+    reference's).
 
-    Norms of single heads are left out: the reference has the axes in another order there, and what they give is
-    compared as "query before rotation".
+    Norms of single heads are left out: the reference has the axes in another order there, and what they give
+    is compared as "query before rotation".
     """
     found = {}
     for parameter, _ in model.decoder.named_parameters():
@@ -437,10 +452,9 @@ class Divergence:
             return (
                 f"first divergence: {self.name} is {self.shapes[0]}, not {self.shapes[1]}; {before}. {look}"
             )
-        return (
-            f"first divergence: {self.name} differs by up to {self.difference:.3g}, at index {list(self.where)}; "
-            f"{before}. {look}"
-        )
+        amount = "NaN or infinity" if math.isinf(self.difference) else f"up to {self.difference:.3g}"
+        where = list(self.where)
+        return f"first divergence: {self.name} differs by {amount}, at index {where}; {before}. {look}"
 
 
 def operation_differences(ours: Trace, reference: Trace) -> Iterator[tuple[str, float, tuple[int, ...]]]:
@@ -453,15 +467,18 @@ def operation_differences(ours: Trace, reference: Trace) -> Iterator[tuple[str, 
             yield name, float("inf"), ()
             continue
         gap = (found.float() - expected.float()).abs()
+        gap = gap.masked_fill(found == expected, 0.0)  # of equal infinities too
         if name.endswith("scores"):
             gap = gap.masked_fill((found < VISIBLE) & (expected < VISIBLE), 0.0)
-        gap = gap.nan_to_num(nan=float("inf"))
+        gap = gap.nan_to_num(nan=float("inf"), posinf=float("inf"))
         index = torch.unravel_index(gap.argmax(), gap.shape)
         yield name, gap.max().item(), tuple(int(axis) for axis in index)
 
 
 def first_divergence(ours: Trace, reference: Trace, tolerance: float = 0.0) -> Divergence | None:
-    """The first operation, in the order of computing, whose results differ by more than tolerance; None if none does."""
+    """The first operation, in the order of computing, whose results differ by more than tolerance; None if
+    none does.
+    """
     for count, (name, difference, where) in enumerate(operation_differences(ours, reference)):
         if difference > tolerance:
             return Divergence(

@@ -1,7 +1,9 @@
 """Rotary position embeddings: each pair of dimensions is a clock hand that turns with the position.
 
-A query at position m and a key at position n are turned by m and n; their product then depends on m - n alone.
-Source: RoFormer, Su et al. 2021. The pairs are (i, i + rotary_dim/2), the "halves" layout of every checkpoint here.
+A query at position m and a key at position n are turned by m and n; their product then depends on m - n
+alone.
+Source: RoFormer, Su et al. 2021. The pairs are (i, i + rotary_dim/2), the "halves" layout of every checkpoint
+        here.
 """
 
 import math
@@ -14,7 +16,9 @@ from minilm.config import RopeConfig
 
 
 def inverse_frequencies(rotary_dim: int, theta: float | Float[Tensor, ""]) -> Float[Tensor, " half_rotary"]:
-    """The angle in radians by which each pair turns per position: theta^(-2i/rotary_dim), from 1 downwards."""
+    """The angle in radians by which each pair turns per position: theta^(-2i/rotary_dim), from 1
+    downwards.
+    """
     exponents = torch.arange(0, rotary_dim, 2, dtype=torch.float32) / rotary_dim
     return 1.0 / theta**exponents
 
@@ -22,10 +26,12 @@ def inverse_frequencies(rotary_dim: int, theta: float | Float[Tensor, ""]) -> Fl
 def dynamic_ntk_frequencies(
     rotary_dim: int, theta: float, factor: float, max_positions: int, seq_len: int
 ) -> Float[Tensor, " half_rotary"]:
-    """Frequencies for a text of seq_len tokens: beyond the trained length the base grows, so slow pairs slow most.
+    """Frequencies for a text of seq_len tokens: beyond the trained length the base grows, so slow pairs slow
+    most.
 
     They depend on the longest position seen so far, so keys that are already cached keep older frequencies.
-    Source: "dynamic NTK", bloc97 and emozilla 2023. Beyond max_positions the reference computes in fp32 tensors.
+    Source: "dynamic NTK", bloc97 and emozilla 2023. Beyond max_positions the reference computes in fp32
+            tensors.
     """
     length = torch.tensor(seq_len) if seq_len > max_positions else max_positions
     stretch = (factor * length / max_positions) - (factor - 1)
@@ -104,7 +110,8 @@ def frequencies(
         return dynamic_ntk_frequencies(rotary_dim, rope.theta, rope.factor, max_positions, seq_len), 1.0
     if rope.scaling == "yarn":
         inv_freq = yarn_frequencies(
-            rotary_dim, rope.theta, rope.factor, rope.original_max_positions, rope.beta_fast, rope.beta_slow, rope.truncate
+            rotary_dim, rope.theta, rope.factor, rope.original_max_positions, rope.beta_fast,
+            rope.beta_slow, rope.truncate,
         )  # fmt: skip
         return inv_freq, yarn_attention_factor(rope)
     inv_freq = inverse_frequencies(rotary_dim, rope.theta)
@@ -147,7 +154,9 @@ def apply_rope(
     Float[Tensor, "batch heads length head_dim"],
     Float[Tensor, "batch kv_heads length head_dim"],
 ]:
-    """Turn queries and keys to their positions; dimensions beyond cos's width pass through (partial rotary)."""
+    """Turn queries and keys to their positions; dimensions beyond cos's width pass through (partial
+    rotary).
+    """
     cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)  # one angle for all heads
     rotary_dim = cos.shape[-1]
 

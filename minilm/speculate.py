@@ -1,7 +1,7 @@
 """Speculative decoding: guess several tokens cheaply, check them in one pass, keep those that were right.
 
-Reading k tokens costs the model little more than reading one, because both read every weight once. Every token that is
-kept is the one that greedy decoding would have chosen, whatever the guesses were.
+Reading k tokens costs the model little more than reading one, because both read every weight once. Every
+token that is kept is the one that greedy decoding would have chosen, whatever the guesses were.
 Source: Leviathan et al. 2022; prompt lookup, Saxena 2023.
 """
 
@@ -14,7 +14,9 @@ from torch import Tensor
 from minilm.cache import DynamicCache
 from minilm.heads import CausalLM
 
-Draft = Callable[[list[int], int], list[int]]  # (all ids so far, how many at most) -> guesses of the next ones
+Draft = Callable[
+    [list[int], int], list[int]
+]  # (all ids so far, how many at most) -> guesses of the next ones
 
 
 def prompt_lookup(ids: list[int], limit: int, longest: int = 3) -> list[int]:
@@ -35,7 +37,9 @@ class DraftModel:
 
     def __call__(self, ids: list[int], limit: int) -> list[int]:
         """Take back what the large model refused, read what it chose, and go on greedily."""
-        common = next((i for i, (a, b) in enumerate(zip(self.seen, ids, strict=False)) if a != b), len(self.seen))
+        common = next(
+            (i for i, (a, b) in enumerate(zip(self.seen, ids, strict=False)) if a != b), len(self.seen)
+        )
         common = min(common, len(ids) - 1)
         self.cache.crop(common)
         pending, guesses = ids[common:], []
@@ -61,9 +65,9 @@ def speculate(
 ) -> Int[Tensor, "1 total"]:
     """Greedy decoding of one row, several tokens per step where the guesses are right.
 
-    The model reads its last token and the guesses at once. Its choice after each position is what greedy decoding
-    gives there, as long as everything before was right: so choices are kept up to the first that is not the guess, the
-    cache is cut back to them, and the last one kept costs nothing extra.
+    The model reads its last token and the guesses at once. Its choice after each position is what greedy
+    decoding gives there, as long as everything before was right: so choices are kept up to the first that is
+    not the guess, the cache is cut back to them, and the last one kept costs nothing extra.
     """
     ids = input_ids[0].tolist()
     unread, total, stops = ids[cache.length :], len(ids) + max_new_tokens, set(stop_ids.tolist())
@@ -72,7 +76,9 @@ def speculate(
         step = torch.tensor([unread + guessed], device=input_ids.device)
         logits = model(step, cache=cache, logits_to_keep=len(guessed) + 1).logits[0]
         chosen = logits.float().argmax(dim=-1).tolist()
-        right = next((i for i, (a, b) in enumerate(zip(guessed, chosen, strict=False)) if a != b), len(guessed))
+        right = next(
+            (i for i, (a, b) in enumerate(zip(guessed, chosen, strict=False)) if a != b), len(guessed)
+        )
         kept = chosen[: right + 1]
         ended = next((i for i, token in enumerate(kept) if token in stops), None)
         if ended is not None:

@@ -1,4 +1,6 @@
-"""Text to token ids and back, for any checkpoint: a thin cover over the tokenizers that transformers loads."""
+"""Text to token ids and back, for any checkpoint: a thin cover over the tokenizers that transformers
+loads.
+"""
 
 import functools
 import os
@@ -11,8 +13,8 @@ from minilm.checkpoint import CheckpointError, resolve
 
 # How GGUF files name the rule that cuts text into words before merging; each is built by _pre_tokenizer.
 _WORD_PATTERNS = {
-    "qwen2": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
-    r"|\s+(?!\S)|\s+",
+    "qwen2": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+",
     "llama-bpe": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+",
 }
@@ -54,18 +56,23 @@ class Tokenizer:
         """The text of each id by itself, as labels for a plot."""
         return [self._fast.decode([index]) for index in _to_list(ids)]
 
-    def apply_chat_template(
-        self, messages: Iterable[dict[str, str]], add_generation_prompt: bool = True
-    ) -> list[int]:
-        """The ids of a conversation, written as the model was trained to read it and ready for its next answer.
-
-        messages: dictionaries with "role" ("system", "user" or "assistant") and "content".
-        """
+    def require_chat_template(self) -> None:
+        """Raise ValueError if the checkpoint was not trained for conversations."""
         if not self.has_chat_template:
             raise ValueError(
                 "this checkpoint has no chat template: it was trained to continue text, not to answer. "
-                "Use encode(text), or an Instruct checkpoint"
+                "Use encode(text) (python -m minilm generate), or an Instruct checkpoint"
             )
+
+    def apply_chat_template(
+        self, messages: Iterable[dict[str, str]], add_generation_prompt: bool = True
+    ) -> list[int]:
+        """The ids of a conversation, written as the model was trained to read it and ready for its next
+        answer.
+
+        messages: dictionaries with "role" ("system", "user" or "assistant") and "content".
+        """
+        self.require_chat_template()
         return self._fast.apply_chat_template(
             list(messages), add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=False
         )
@@ -91,13 +98,18 @@ def load_tokenizer(source: str | os.PathLike) -> Tokenizer:
         )
     from transformers import AutoTokenizer  # imported here: it takes seconds, and computing does not need it
 
-    return Tokenizer(AutoTokenizer.from_pretrained(path))
+    try:
+        return Tokenizer(AutoTokenizer.from_pretrained(path))
+    except Exception as error:  # the parsers of many formats raise many kinds, all meaning a broken file
+        raise CheckpointError(
+            f"the tokenizer in {path} cannot be read ({error}); copy it again from the original model"
+        ) from None
 
 
 def _pre_tokenizer(name: str):
     from tokenizers import Regex, pre_tokenizers
 
-    if name in ("default", "gpt-2"):
+    if name == "gpt-2":
         return pre_tokenizers.ByteLevel(add_prefix_space=False)
     if name == "smollm":
         digits = pre_tokenizers.Digits(individual_digits=True)
@@ -107,23 +119,32 @@ def _pre_tokenizer(name: str):
 
 
 def _from_gguf(path: Path):
-    """Build the byte-level BPE tokenizer that a GGUF file describes: its tokens, its merges, how it cuts words."""
-    from tokenizers import AddedToken, decoders, models, normalizers
+    """Build the byte-level BPE tokenizer that a GGUF file describes: its tokens, its merges, how it cuts
+    words.
+    """
+    from tokenizers import AddedToken, decoders, models, normalizers, processors
     from tokenizers import Tokenizer as RustTokenizer
     from transformers import PreTrainedTokenizerFast
 
     from minilm import gguf_reader
 
     value = functools.partial(gguf_reader.metadata, gguf_reader.open_file(path))
-    kind, cut = value("tokenizer.ggml.model"), value("tokenizer.ggml.pre", "default")
-    known = ("default", "gpt-2", "smollm", *_WORD_PATTERNS)
+    kind, cut = value("tokenizer.ggml.model"), value("tokenizer.ggml.pre")
+    known = ("gpt-2", "smollm", *_WORD_PATTERNS)
     if kind != "gpt2" or cut not in known:
         raise CheckpointError(
-            f"{path} has a {kind!r} tokenizer that cuts words as {cut!r}; from GGUF only byte-level BPE (gpt2) cut as "
-            f"{', '.join(known)} is read. Use the tokenizer of the model's Hugging Face directory"
+            f"{path} has a {kind!r} tokenizer whose rule for cutting words (tokenizer.ggml.pre) is {cut!r}; "
+            f"from GGUF only byte-level BPE (gpt2) with the rules {', '.join(known)} is read. "
+            "Use the tokenizer of the model's Hugging Face directory"
         )
     tokens, types = value("tokenizer.ggml.tokens"), value("tokenizer.ggml.token_type")
-    merges = [tuple(merge.split(" ")) for merge in value("tokenizer.ggml.merges")]
+    merges = value("tokenizer.ggml.merges")
+    if tokens is None or types is None or merges is None:
+        raise CheckpointError(
+            f"{path} does not hold a whole tokenizer: tokens, token types and merges are needed. "
+            "Use the tokenizer of the model's Hugging Face directory"
+        )
+    merges = [tuple(merge.split(" ")) for merge in merges]
     vocabulary = {token: index for index, token in enumerate(tokens)}
     tokenizer = RustTokenizer(models.BPE(vocabulary, merges, ignore_merges=cut == "llama-bpe"))
     tokenizer.pre_tokenizer, tokenizer.decoder = _pre_tokenizer(cut), decoders.ByteLevel()
@@ -138,10 +159,18 @@ def _from_gguf(path: Path):
         index = value(f"tokenizer.ggml.{name}_token_id")
         return None if index is None else tokens[index]
 
+    bos, eos = token("bos"), token("eos")
+    # Where the file does not say, llama.cpp puts the beginning-of-text token before every text of Llama 3.
+    before = [bos] if bos and value("tokenizer.ggml.add_bos_token", cut == "llama-bpe") else []
+    after = [eos] if eos and value("tokenizer.ggml.add_eos_token", False) else []
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=[*before, "$A", *after],
+        special_tokens=[(name, vocabulary[name]) for name in {*before, *after}],
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        bos_token=token("bos"),
-        eos_token=token("eos"),
+        bos_token=bos,
+        eos_token=eos,
         pad_token=token("padding"),
         chat_template=value("tokenizer.chat_template"),
         clean_up_tokenization_spaces=False,

@@ -1,4 +1,4 @@
-"""What every test runs under: shape annotations that are checked, no network, two threads, a fixed seed."""
+"""What every test runs under: shape annotations that are checked, no network, one thread, a fixed seed."""
 
 import os
 
@@ -9,10 +9,10 @@ import pytest
 import torch
 import transformers
 
-jaxtyping.install_import_hook("minilm", "beartype.beartype")  # before minilm is imported for the first time
+jaxtyping.install_import_hook("minilm", "typecheck.check")  # before minilm is imported for the first time
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # small models gain nothing from more, and two test runs on one machine would fight
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""The models that minilm is compared with: small ones that transformers builds, with parameters that hide nothing."""
+"""What minilm is compared with: small models of transformers, with parameters that hide nothing."""
 
 from pathlib import Path
 
@@ -13,8 +13,8 @@ from minilm.families import FAMILIES
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
     """Give every parameter a value that matters; at default initialisation most bugs change nothing.
 
-    Norm weights 1 + 0.3·N (0.3·N where the norm itself adds the 1), biases 0.3·N, matrices 1.5/√fan_in·N. Works on
-    transformers' models and on minilm's; a parameter that is shared is drawn once.
+    Norm weights 1 + 0.3·N (0.3·N where the norm itself adds the 1), biases 0.3·N, matrices 1.5/√fan_in·N.
+    Works on transformers' models and on minilm's; a parameter that is shared is drawn once.
     """
     generator = torch.Generator().manual_seed(seed)
     done = set()
@@ -37,7 +37,7 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def build_reference(model_type: str, attn_implementation: str = "eager", **config_changes) -> nn.Module:
-    """transformers' model of a family's tiny config, in fp32, with the weights that transformers starts from."""
+    """transformers' model of a family's tiny config, in fp32, with its own starting weights."""
     values = {**FAMILIES[model_type].tiny, **config_changes}
     config = transformers.AutoConfig.for_model(**values)
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=attn_implementation)
@@ -52,7 +52,7 @@ def make_reference(
     seed: int = 0,
     **config_changes,
 ) -> tuple[Path, nn.Module]:
-    """A checkpoint that transformers wrote, with randomised parameters, and the model that transformers loads from it.
+    """A checkpoint of transformers with randomised parameters, and the model that transformers loads from it.
 
     The model is loaded back rather than cast: .to(bfloat16) would round its rotary frequencies as well.
     """

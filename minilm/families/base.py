@@ -16,16 +16,18 @@ ACTIVATIONS = {
 }  # fmt: skip
 ACTIVATION_KEYS = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
 
-# Keys that say nothing about what the model computes: bookkeeping, defaults for generating, outputs to return.
+# Keys that say nothing about what the model computes: bookkeeping, defaults for generating, outputs to
+# return.
 BOOKKEEPING = frozenset(
     """architectures auto_map dtype torch_dtype transformers_version use_cache _name_or_path name_or_path
-    _attn_implementation_autoset attn_implementation _commit_hash return_dict output_attentions output_hidden_states
-    torchscript use_bfloat16 tf_legacy_loss tokenizer_class prefix task_specific_params finetuning_task problem_type
-    id2label label2id num_labels is_decoder chunk_size_feed_forward pruned_heads sep_token_id decoder_start_token_id
-    forced_bos_token_id forced_eos_token_id begin_suppress_tokens suppress_tokens do_sample temperature top_k top_p
-    typical_p repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids
-    num_beams num_beam_groups num_return_sequences diversity_penalty early_stopping max_length min_length
-    max_new_tokens remove_invalid_values output_scores return_dict_in_generate exponential_decay_length_penalty
+    _attn_implementation_autoset attn_implementation _commit_hash return_dict output_attentions
+    output_hidden_states torchscript use_bfloat16 tf_legacy_loss tokenizer_class prefix task_specific_params
+    finetuning_task problem_type id2label label2id num_labels is_decoder chunk_size_feed_forward pruned_heads
+    sep_token_id decoder_start_token_id forced_bos_token_id forced_eos_token_id begin_suppress_tokens
+    suppress_tokens do_sample temperature top_k top_p typical_p repetition_penalty length_penalty
+    no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids num_beams num_beam_groups
+    num_return_sequences diversity_penalty early_stopping max_length min_length max_new_tokens
+    remove_invalid_values output_scores return_dict_in_generate exponential_decay_length_penalty
     tie_encoder_decoder cross_attention_hidden_size pretraining_tp rotary_emb_inv_freq classifier_dropout
     transformers.js_config""".split()
 )
@@ -92,19 +94,22 @@ class Keys:
         unknown = sorted(set(self.values) - self.used - ignored)
         if unknown:
             raise ConfigError(
-                f"{self.place} of a {self.model_type} model has {', '.join(map(repr, unknown))}, which this package "
-                "does not know. If a key does not change what the model computes, add it to the family's ignored keys"
+                f"{self.place} of a {self.model_type} model has {', '.join(map(repr, unknown))}, which this "
+                "package does not know. If a key does not change what the model computes, add it to the "
+                "family's ignored keys"
             )
 
 
-# For each scaling: RopeConfig's field and config.json's name for it. Names without a value here have a default.
+# For each scaling: RopeConfig's field and config.json's name for it. Names without a value here have a
+# default.
 _ROPE_FIELDS = {
     "default": {},
     "linear": {"factor": "factor"},
     "dynamic": {"factor": "factor"},
     "yarn": {
-        "factor": "factor", "original_max_positions": "original_max_position_embeddings", "beta_fast": "beta_fast",
-        "beta_slow": "beta_slow", "attention_factor": "attention_factor", "mscale": "mscale",
+        "factor": "factor", "original_max_positions": "original_max_position_embeddings",
+        "beta_fast": "beta_fast", "beta_slow": "beta_slow",
+        "attention_factor": "attention_factor", "mscale": "mscale",
         "mscale_all_dim": "mscale_all_dim", "truncate": "truncate",
     },
     "llama3": {
@@ -122,7 +127,7 @@ def read_rope(
     fraction_key: str | None = None,
     default_fraction: float = 1.0,
 ) -> RopeConfig:
-    """Read either spelling: one `rope_parameters` (transformers 5), or `rope_theta` beside `rope_scaling` (before)."""
+    """Read either spelling: `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling`."""
     keys("rope_parameters", None)
     place = "rope_scaling" if keys("rope_scaling", None) else "rope_parameters"
     found = keys(place, None) or {}
@@ -200,7 +205,7 @@ def smallest_window(config: ModelConfig) -> int | None:
 
 @dataclass(frozen=True)
 class GGUFNames:
-    """How llama.cpp stores a family: its name for the architecture, and what its converter did to the weights."""
+    """How llama.cpp stores a family: what it calls it, and what its converter did to the weights."""
 
     architecture: str
     interleaved_rope: bool = False  # query and key rows are permuted to (0, half, 1, half + 1, …)
@@ -211,9 +216,11 @@ class GGUFNames:
 class Family:
     """All that distinguishes one family of checkpoints from another.
 
-    fields:  config.json key -> (ModelConfig field, the value when the key is absent), for keys that mean one field.
+    fields:  config.json key -> (ModelConfig field, the value when the key is absent), for keys that mean one
+             field.
     read:    the ModelConfig fields that need more than a table; write: their config.json keys.
-    weights: our module -> the file's module; {} stands for the layer's index. A module's .weight and .bias follow it.
+    weights: our module -> the file's module; {} stands for the layer's index. A module's .weight and .bias
+             follow it.
     """
 
     model_type: str
@@ -255,7 +262,7 @@ class Family:
         return ModelConfig(**found)
 
     def write_config(self, config: ModelConfig) -> dict:
-        """The config.json that describes this structure, or an error where this family has no words for it."""
+        """The config.json that describes this structure, or an error where the family has no words for it."""
         eos = config.eos_token_ids
         values = {"model_type": self.model_type, "architectures": [f"{self.class_prefix}ForCausalLM"]}
         values |= {name: getattr(config, field) for name, (field, *_) in self.fields.items()}
@@ -293,7 +300,7 @@ class Family:
         return f"{self.weights[generic].format(index[1] if index else '')}.{kind}"
 
     def canonical(self, name: str) -> str | None:
-        """The spelling of a file's tensor name that `weights` uses, or None for a tensor that is not needed."""
+        """The spelling of a file's tensor name that `weights` uses; None for one that is not needed."""
         if re.search(self.ignored_tensors, name):
             return None
         for other, canonical in (self.renamed or {}).items():

@@ -7,7 +7,8 @@ from minilm.families.base import ACTIVATION_KEYS, Family, GGUFNames, Keys, read_
 
 def read(keys: Keys) -> dict:
     keys.expect("use_bidirectional_attention", None, False)
-    # The first releases say "gelu" and were trained with the tanh form; later files repeat that in a key of its own.
+    # The first releases say "gelu" and were trained with the tanh form; later files repeat that in a key of
+    # its own.
     activation = keys.activation("hidden_act", "gelu_pytorch_tanh")
     keys.expect("hidden_activation", None, "gelu_pytorch_tanh")
     bias = keys("attention_bias", False)
@@ -45,7 +46,8 @@ FAMILY = Family(
     gguf=GGUFNames("gemma", norm_offset=1.0),
     token_ids=(2, 1, 0),
     tiny={
-        "model_type": "gemma", "vocab_size": 193, "hidden_size": 40, "intermediate_size": 72, "num_hidden_layers": 3,
+        "model_type": "gemma", "vocab_size": 193, "hidden_size": 40, "intermediate_size": 72,
+        "num_hidden_layers": 3,
         "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 64,
         "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2,
     },

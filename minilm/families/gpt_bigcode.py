@@ -7,9 +7,10 @@ from minilm.families.base import ACTIVATION_KEYS, Family, Keys
 def read_softmax(keys: Keys) -> str:
     """Where the softmax is computed.
 
-    transformers up to about 4.48 followed these two keys; 5.23 reads them and always takes fp32 after scaling. Files
-    with both on, the default, are read as 5.23 computes them, so that the results are equal bit for bit.
-    `config.replace(softmax="float32_scaled")` is what both together meant before: scale again after the upcast.
+    transformers up to about 4.48 followed these two keys; 5.23 reads them and always takes fp32 after
+    scaling. Files with both on, the default, are read as 5.23 computes them, so that the results are equal
+    bit for bit. `config.replace(softmax="float32_scaled")` is what both together meant before: scale again
+    after the upcast.
     """
     keys("scale_attention_softmax_in_fp32", True)
     return "float32" if keys("attention_softmax_in_fp32", True) else "input"
@@ -78,12 +79,13 @@ FAMILY = Family(
     token_ids=(50256, 50256, None),
     ignored_keys=frozenset(
         """inference_runner validate_runner_input pre_allocate_kv_cache max_batch_size
-        max_sequence_length pad_key_length summary_activation summary_first_dropout summary_proj_to_labels summary_type
-        summary_use_proj runner_max_sequence_length""".split()
+        max_sequence_length pad_key_length summary_activation summary_first_dropout summary_proj_to_labels
+        summary_type summary_use_proj runner_max_sequence_length""".split()
     ),
     ignored_tensors=r"\.attn\.(bias|masked_bias)$|^transformer\.bias$",
     tiny={
-        "model_type": "gpt_bigcode", "vocab_size": 191, "n_embd": 48, "n_layer": 3, "n_head": 6, "n_positions": 64,
+        "model_type": "gpt_bigcode", "vocab_size": 191, "n_embd": 48, "n_layer": 3,
+        "n_head": 6, "n_positions": 64,
         "n_inner": 80, "bos_token_id": 0, "eos_token_id": 0,
     },
 )  # fmt: skip

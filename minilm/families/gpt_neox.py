@@ -1,4 +1,4 @@
-"""GPT-NeoX-20B and Pythia: LayerNorm, partial rotary, fused qkv rows head by head, and a parallel residual."""
+"""GPT-NeoX-20B and Pythia: LayerNorm, partial rotary, qkv fused head by head, a parallel residual."""
 
 from minilm.config import ModelConfig
 from minilm.families.base import ACTIVATION_KEYS, Family, Keys, read_rope, write_rope
@@ -71,10 +71,13 @@ FAMILY = Family(
     },
     renamed={r"^lm_head\.": "embed_out."},
     token_ids=(0, 2, None),
-    ignored_keys=frozenset({"attention_probs_dropout_prob", "hidden_dropout_prob"}),  # the 20B file's; never read
+    # The 20B file has these two; no released code reads them.
+    ignored_keys=frozenset({"attention_probs_dropout_prob", "hidden_dropout_prob"}),
     ignored_tensors=r"\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)$",
     tiny={
-        "model_type": "gpt_neox", "vocab_size": 197, "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 3,
-        "num_attention_heads": 4, "max_position_embeddings": 64, "rotary_pct": 0.5, "bos_token_id": 0, "eos_token_id": 0,
+        "model_type": "gpt_neox", "vocab_size": 197, "hidden_size": 48, "intermediate_size": 96,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4, "max_position_embeddings": 64,
+        "rotary_pct": 0.5, "bos_token_id": 0, "eos_token_id": 0,
     },
 )  # fmt: skip

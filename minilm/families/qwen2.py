@@ -1,9 +1,17 @@
-"""Qwen2 and Qwen2.5: Llama's structure with biased queries, keys and values, and windows in the later layers."""
+"""Qwen2 and Qwen2.5: Llama's structure with biases in q, k and v, and windows in the later layers."""
 
 from minilm.config import ModelConfig
 from minilm.families import llama
 from minilm.families.base import (
-    ACTIVATION_KEYS, Family, GGUFNames, Keys, read_rope, read_windows, smallest_window, write_layer_types, write_rope,
+    ACTIVATION_KEYS,
+    Family,
+    GGUFNames,
+    Keys,
+    read_rope,
+    read_windows,
+    smallest_window,
+    write_layer_types,
+    write_rope,
 )  # fmt: skip
 
 
@@ -31,7 +39,7 @@ def write(config: ModelConfig) -> dict:
         "rope_parameters": write_rope(config.rope) if config.rope else None,
         "use_sliding_window": "sliding_attention" in types,
         "sliding_window": smallest_window(config),
-        "max_window_layers": (types + ["sliding_attention"]).index("sliding_attention"),
+        "max_window_layers": [*types, "sliding_attention"].index("sliding_attention"),
         "layer_types": types,
     }
 
@@ -45,8 +53,10 @@ FAMILY = Family(
     weights=llama.WEIGHTS,
     gguf=GGUFNames("qwen2"),
     tiny={
-        "model_type": "qwen2", "vocab_size": 211, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3,
-        "num_attention_heads": 6, "num_key_value_heads": 2, "max_position_embeddings": 64, "rms_norm_eps": 1e-6,
+        "model_type": "qwen2", "vocab_size": 211, "hidden_size": 48, "intermediate_size": 80,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 6, "num_key_value_heads": 2, "max_position_embeddings": 64,
+        "rms_norm_eps": 1e-6,
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
         "use_sliding_window": True, "sliding_window": 5, "max_window_layers": 2,
     },
