@@ -43,7 +43,9 @@ def attention_scores(
 
 def attention_weights(scores: Weights, mask: Mask, softmax: str) -> Weights:
     """Softmax over the visible keys. A query that sees none gets weight 0 everywhere, not NaN."""
-    scores = scores + masks.mask_to_bias(mask, scores.dtype)
+    lowest = torch.finfo(scores.dtype).min
+    # A negative score may carry the lowest number on to -inf; a row of nothing else would become NaN.
+    scores = (scores + masks.mask_to_bias(mask, scores.dtype)).clamp(min=lowest)
     weights = nn.functional.softmax(scores, dim=-1, dtype=None if softmax == "input" else torch.float32)
     return weights.masked_fill(~mask.any(-1, keepdim=True), 0.0)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from minilm.config import ModelConfig
 
 Heads = Float[Tensor, "batch kv_heads length head_dim"]
+AllHeads = Float[Tensor, "batch kv_heads total head_dim"]
 
 
 class DynamicLayer:
@@ -27,7 +28,7 @@ class DynamicLayer:
         """The place in the sequence of the first key that the next update returns."""
         return 0
 
-    def update(self, key: Heads, value: Heads) -> tuple[Heads, Heads]:
+    def update(self, key: Heads, value: Heads) -> tuple[AllHeads, AllHeads]:
         """Append new keys and values; return all that the new queries may see."""
         start, end = self.length, self.length + key.shape[-2]
         if self.buffers is not None:
@@ -82,7 +83,7 @@ class StaticLayer(DynamicLayer):
         shape = (batch_size, kv_heads, max_length, head_dim)
         self.buffers = tuple(torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
 
-    def update(self, key: Heads, value: Heads) -> tuple[Heads, Heads]:
+    def update(self, key: Heads, value: Heads) -> tuple[AllHeads, AllHeads]:
         if key.requires_grad:
             raise ValueError(
                 "a static cache cannot be trained through; use torch.no_grad(), or a DynamicCache"
@@ -124,7 +125,7 @@ class SlidingLayer(DynamicLayer):
         """The next query adds its own key, so window - 1 stored ones are enough for it."""
         return min(self.window - 1, length)
 
-    def update(self, key: Heads, value: Heads) -> tuple[Heads, Heads]:
+    def update(self, key: Heads, value: Heads) -> tuple[AllHeads, AllHeads]:
         if self.buffers is None:
             self.buffers = key, value
         else:

@@ -95,6 +95,16 @@ def absorb_tile(
     return accumulator * shrink[..., None] + weights @ value, new_peak, total * shrink + weights.sum(-1)
 
 
+def without_autocast(one_pass: Callable) -> Callable:
+    """Autocast would round the products of both passes to bf16, whatever their inputs were widened to."""
+
+    def wrapped(ctx: Any, tensor: Tensor, *rest: Any) -> tuple[Tensor | None, ...]:
+        with torch.autocast(tensor.device.type, enabled=False):
+            return one_pass(ctx, tensor, *rest)
+
+    return wrapped
+
+
 class TiledAttention(torch.autograd.Function):
     """Both passes, tile by tile, summed in fp32 or wider and rounded to the input's dtype at the end.
 
@@ -102,6 +112,7 @@ class TiledAttention(torch.autograd.Function):
     """
 
     @staticmethod
+    @without_autocast
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float, band: Band, block_size: int
     ) -> tuple[Tensor, Tensor]:
@@ -131,6 +142,7 @@ class TiledAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @without_autocast
     def backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, out, lse = ctx.saved_tensors
         scale, band, block_size, wide = ctx.scale, ctx.band, ctx.block_size, lse.dtype

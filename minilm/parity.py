@@ -280,7 +280,7 @@ HINTS = {
     "activated": "the activation function, or gate and up swapped",
     "proj": "this projection's weight or bias, or how fused rows are split",
     "before rotation": "how the projection is split into heads, or a norm on queries and keys",
-    "rotated": "the rotary frequencies (theta, scaling), the positions, how dimensions pair, or how many turn",
+    "rotated": "the rotary frequencies (theta, scaling), positions, how dimensions pair, or how many turn",
     "value": "how the projection is split into heads; values are not rotated",
     "scores": "the scale, the mask, or which key head a query head reads (repeat_kv)",
     "probabilities": "the precision of the softmax",

@@ -1,10 +1,13 @@
 """FlashAttention, tile by tile, against attention written out in float64 with a mask made entry by entry.
 
-Measured noise: float64 5e-15, fp32 4e-6 (scores of std 4, 83 keys); bf16 is fp32 rounded once, half a unit in the last place.
+Measured over 60 draws (scores of std 4, 83 keys): 8e-15 in float64, 3e-6 in fp32, of out and of lse; bf16
+and fp16 are fp32 rounded once. Gradients, relative to the largest: 3e-15, 2e-6, 1e-2 in bf16, 1e-3 in fp16.
 """
 
 import inspect
 import itertools
+import sys
+import types
 
 import pytest
 import torch
@@ -120,7 +123,7 @@ class TestForward:
 
     @pytest.mark.parametrize("order", [1, -1])
     def test_scores_of_any_size_in_any_order(self, order):
-        """Every tile raises the maximum by hundreds, or none after the first does; exp(1000) itself is inf."""
+        """Every tile raises the maximum by hundreds, or only the first one does; exp(1000) would be inf."""
         key = torch.linspace(-1000, 1000, 40, dtype=torch.float64).view(1, 1, 40, 1) * order
         query, value = torch.ones_like(key), torch.randn_like(key)
         check(query, key, value, band_mask(40, 40), scale=1.0, block_size=8)
@@ -139,18 +142,18 @@ class TestForward:
 
 
 class TestAlignment:
-    MASKS = {  # the two examples of flash-attn's docstring, and what the versions before 2.1 did
-        (2, 5, "bottom-right"): ["11110", "11111"],
-        (2, 5, "top-left"): ["10000", "11000"],
-        (5, 2, "bottom-right"): ["00", "00", "00", "10", "11"],
-        (5, 2, "top-left"): ["10", "11", "11", "11", "11"],
-    }
-
-    @pytest.mark.parametrize("case", MASKS)
-    def test_literal_masks(self, case):
-        query_length, key_length, alignment = case
-        literal = torch.tensor([[cell == "1" for cell in row] for row in self.MASKS[case]])
-        check(*random_qkv(query_length, key_length), literal, alignment=alignment, block_size=2)
+    @pytest.mark.parametrize(
+        ("alignment", "rows"),  # the two examples of flash-attn's docstring, and what versions before 2.1 did
+        [
+            ("bottom-right", ["11110", "11111"]),
+            ("top-left", ["10000", "11000"]),
+            ("bottom-right", ["00", "00", "00", "10", "11"]),
+            ("top-left", ["10", "11", "11", "11", "11"]),
+        ],
+    )
+    def test_literal_masks(self, alignment, rows):
+        literal = torch.tensor([[cell == "1" for cell in row] for row in rows])
+        check(*random_qkv(*literal.shape), literal, alignment=alignment, block_size=2)
 
     def test_queries_that_see_nothing(self):
         query, key, value = (x.requires_grad_() for x in random_qkv(5, 2))
@@ -162,18 +165,18 @@ class TestAlignment:
 
 
 class TestBackward:
-    CASES = [
-        # lengths, options, (left, right) of the same mask
-        ((30, 30), {}, -1),
-        ((30, 30), {"causal": False}, -1),
-        ((9, 30), {}, -1),
-        ((30, 9), {}, -1),
-        ((30, 30), {"window": 5}, 4),
-        ((9, 30), {"window": 13}, 12),
-        ((9, 30), {"alignment": "top-left"}, -1),
-    ]
-
-    @pytest.mark.parametrize(("lengths", "options", "left"), CASES)
+    @pytest.mark.parametrize(
+        ("lengths", "options", "left"),
+        [
+            ((30, 30), {}, -1),
+            ((30, 30), {"causal": False}, -1),
+            ((9, 30), {}, -1),
+            ((30, 9), {}, -1),
+            ((30, 30), {"window": 5}, 4),
+            ((9, 30), {"window": 13}, 12),
+            ((9, 30), {"alignment": "top-left"}, -1),
+        ],
+    )
     def test_gradients_of_the_dense_form(self, lengths, options, left):
         mask = band_mask(
             *lengths, options.get("causal", True), left, alignment=options.get("alignment", "bottom-right")
@@ -199,9 +202,9 @@ class TestBackward:
 
         assert torch.autograd.gradcheck(function, qkv)  # of out and of lse
 
-    @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 5e-5), (torch.bfloat16, 0.02)])
+    @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-5), (torch.bfloat16, 0.03)])
     def test_gradients_in_lower_precision(self, dtype, tolerance):
-        """Relative to the largest gradient: measured 3e-6 in fp32 and 5e-3 in bf16, whose out is rounded."""
+        """Relative to the largest gradient. bf16 loses most where the backward pass reads the rounded out."""
         qkv = [x.requires_grad_() for x in random_qkv(50, 50, dtype=dtype)]
         wide = [x.detach().double().requires_grad_() for x in qkv]
         weight = torch.randn(2, 6, 50, 8).to(dtype)
@@ -210,6 +213,15 @@ class TestBackward:
         for grad, reference in zip(torch.autograd.grad((out * weight).sum(), qkv), expected, strict=True):
             assert grad.dtype == dtype
             assert (grad.double() - reference).abs().max() <= tolerance * reference.abs().max()
+
+    def test_autocast_does_not_lower_the_precision(self):
+        qkv = [x.requires_grad_() for x in random_qkv(20, 20, dtype=torch.float32)]
+        results = []
+        for enabled in (False, True):
+            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                out, _ = flash.flash_attention(*qkv, scale=0.35, block_size=8)
+                results.append((out, *torch.autograd.grad(out.sum(), qkv)))
+        assert all(map(torch.equal, *results))
 
     def test_the_future_has_no_gradient(self):
         query, key, value = (x.requires_grad_() for x in random_qkv(20, 20))
@@ -304,7 +316,9 @@ class TestMemoryAndWork:
         query, key, value = random_qkv(8192, 8192, heads=1, kv_heads=1, batch=1, dtype=torch.float32)
         with Watch() as watch:
             flash.flash_attention(query, key, value, scale=0.35)
-        assert watch.largest == 8192 * 8, "the largest tensor is the input itself; all scores are 1024 times that"
+        assert watch.largest == 8192 * 8, (
+            "the largest is as large as the input; all scores are 1024 times that"
+        )
 
     def test_no_matrix_of_all_scores_backward(self):
         query, key, value = random_qkv(1024, 1024, heads=1, kv_heads=1, batch=1, dtype=torch.float32)
@@ -325,7 +339,7 @@ class TestMemoryAndWork:
         query, key, value = random_qkv(1, 2048, heads=32, kv_heads=1, batch=1, dtype=torch.float32)
         with Watch() as watch:
             flash.flash_attention(query, key, value, scale=0.35)
-        assert watch.largest == 32 * 128, "the largest tensor is one tile of scores; repeated keys are 8 times that"
+        assert watch.largest == 32 * 128, "the largest is one tile of scores; repeated keys are 8 times that"
 
     @pytest.mark.parametrize(
         ("lengths", "options", "tiles"),
@@ -369,14 +383,14 @@ class TestErrors:
             flash.flash_attention(*random_qkv(4, 4, heads=6, kv_heads=4), scale=1.0)
 
 
-# --- many sequences end to end ----------------------------------------------------------------------------------------
-
-
 def boundaries(lengths, device="cpu"):
     return torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device=device)
 
 
-def random_packed(query_lengths, key_lengths, heads=6, kv_heads=2, head_dim=8, dtype=torch.float64, device="cpu"):
+def random_packed(
+    query_lengths, key_lengths, heads=6, kv_heads=2, head_dim=8, dtype=torch.float64, device="cpu"
+):
+    """Many sequences end to end, and all that varlen_attention needs to tell them apart."""
     q = torch.randn(sum(query_lengths), heads, head_dim, device=device).to(dtype)
     k, v = (torch.randn(sum(key_lengths), kv_heads, head_dim, device=device).to(dtype) for _ in range(2))
     limits = (boundaries(query_lengths, device), boundaries(key_lengths, device))
@@ -423,13 +437,15 @@ class TestVarlen:
         q, k, v, *limits = random_packed(*lengths)
         leaves = [x.requires_grad_() for x in (q, k, v)]
         weight = torch.randn_like(q)
-        grads = torch.autograd.grad((flash.varlen_attention(*leaves, *limits, causal=True) * weight).sum(), leaves)
-        expected = torch.autograd.grad((dense_varlen(*leaves, *limits[:2], causal=True) * weight).sum(), leaves)
+        loss = (flash.varlen_attention(*leaves, *limits, causal=True) * weight).sum()
+        grads = torch.autograd.grad(loss, leaves)
+        loss = (dense_varlen(*leaves, *limits[:2], causal=True) * weight).sum()
+        expected = torch.autograd.grad(loss, leaves)
         for grad, reference in zip(grads, expected, strict=True):
             torch.testing.assert_close(grad, reference, rtol=0, atol=1e-12)
 
     def test_packed_equals_padded(self):
-        """A padded batch under the eager backend, and the same tokens unpadded, prefilled and then decoded."""
+        """A padded batch under the eager backend, and the same tokens unpadded: prefill, chunk, one step."""
         mask = torch.tensor([[0, 0, 1, 1, 1, 1], [1] * 6, [0, 0, 0, 0, 0, 1]])
         query, key, value = random_qkv(6, 6, batch=3, dtype=torch.float32)
         positions = torch.arange(6)[None]
@@ -462,7 +478,7 @@ class TestVarlen:
             ({"cu_seqlens_q": torch.tensor([0, 5, 12])}, "cu_seqlens_q is .* torch.int64; kernels read"),
             ({"cu_seqlens_k": torch.tensor([0, 5, 12])}, "cu_seqlens_k is .* torch.int64; kernels read"),
             ({"cu_seqlens_q": torch.tensor([5, 7], dtype=torch.int32)}, "must begin with 0"),
-            ({"cu_seqlens_k": torch.tensor([0, 5, 11], dtype=torch.int32)}, "end with the number of tokens, 12"),
+            ({"cu_seqlens_k": torch.tensor([0, 5, 11], dtype=torch.int32)}, "end with .* tokens, 12"),
             ({"cu_seqlens_k": torch.tensor([0, 12], dtype=torch.int32)}, "2 sequences and cu_seqlens_k 1"),
             ({"max_seqlen_q": 6}, "max_seqlen_q is 6 .* 7 queries"),
             ({"max_seqlen_k": 6}, "max_seqlen_k 6; .* 7 keys"),
@@ -474,9 +490,6 @@ class TestVarlen:
         arguments = dict(zip(names, random_packed((5, 7), (5, 7)), strict=True)) | changes
         with pytest.raises(ValueError, match=words):
             inspect.unwrap(flash.varlen_attention)(**arguments)
-
-
-# --- the kernels: one contract for all that this machine has ------------------------------------------------------------
 
 
 def has_ampere():
@@ -549,10 +562,11 @@ def kernel(request, monkeypatch):
 class TestKernels:
     @pytest.mark.parametrize(("query_lengths", "key_lengths", "heads", "head_dim", "options"), CONTRACT)
     def test_contract(self, kernel, query_lengths, key_lengths, heads, head_dim, options):
-        """In half precision a kernel may round the weights as well as the result: 2 % of values of size 1 to 4."""
+        """In half precision a kernel may round the weights and the result: together 0.02 of values up to 4."""
         function, device, dtypes = kernel
         for dtype in dtypes:
-            packed = random_packed(query_lengths, key_lengths, *heads, head_dim, dtype=dtype, device=device)
+            lengths = (query_lengths, key_lengths)
+            packed = random_packed(*lengths, *heads, head_dim, dtype=dtype, device=device)
             out = function(*packed, **options)
             assert out.dtype == dtype and out.shape == packed[0].shape
             reference = {name.replace("softmax_", ""): value for name, value in options.items()}
@@ -588,17 +602,17 @@ class TestKernels:
 
     def test_the_adapter_refuses_what_the_kernel_cannot_do(self):
         packed = random_packed((5, 7), (5, 7), dtype=torch.float32)
-        with pytest.raises(ValueError, match="q is torch.float32; .* torch.bfloat16. Load the model"):
+        with pytest.raises(ValueError, match=r"q is torch.float32; .* torch.bfloat16. Load the model"):
             flash.torch_varlen_attention(*packed)
-        with pytest.raises(ValueError, match="dropout_p is 0.1"):
+        with pytest.raises(ValueError, match=r"dropout_p is 0.1"):
             flash.torch_varlen_attention(*packed, dropout_p=0.1)
 
     def test_all_have_one_signature(self):
         pure = inspect.signature(flash.varlen_attention)
         assert str(inspect.signature(flash.torch_varlen_attention)) == str(pure)
         assert list(pure.parameters) == [
-            "q", "k", "v", "cu_seqlens_q", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k", "dropout_p", "softmax_scale",
-            "causal", "window_size",
+            "q", "k", "v", "cu_seqlens_q", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k", "dropout_p",
+            "softmax_scale", "causal", "window_size",
         ]  # fmt: skip
 
     def test_choice_on_the_cpu(self):
@@ -608,9 +622,6 @@ class TestKernels:
     @pytest.mark.parametrize("installed", [True, False])
     @pytest.mark.parametrize("capability", [(7, 5), (8, 0), (9, 0)])
     def test_choice_on_cuda(self, installed, capability, monkeypatch):
-        import sys
-        import types
-
         library = types.SimpleNamespace(__version__="2.8.3", flash_attn_varlen_func=print)
         monkeypatch.setitem(sys.modules, "flash_attn", library if installed else None)  # None: an ImportError
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)

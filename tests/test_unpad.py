@@ -19,7 +19,7 @@ ragged_masks = st.integers(1, 7).flatmap(
 
 
 def unchecked(function):
-    """The function as a user has it, without the annotation checks of the test run: its own messages answer."""
+    """The function as users have it, without the annotation checks: its own messages answer."""
     return inspect.unwrap(function)
 
 
