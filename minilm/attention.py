@@ -71,7 +71,8 @@ class Attention(nn.Module):
 
     def __init__(self, config: ModelConfig, layer_index: int):
         super().__init__()
-        self.config, self.layer_index = config, layer_index
+        self.config = config
+        self.shrink = layer_index + 1 if config.softmax == "float32_scaled" else None
         query_width, kv_width = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
         if config.qkv_layout == "separate":
             self.q_proj = nn.Linear(config.hidden_size, query_width, bias=config.qkv_bias)
@@ -122,6 +123,6 @@ class Attention(nn.Module):
             scale=config.score_scale,
             dropout=config.attention_dropout if self.training else 0.0,
             softmax=config.softmax,
-            layer_index=self.layer_index,
+            shrink=self.shrink,
         )
         return self.o_proj(merge_heads(context)), weights

@@ -20,21 +20,14 @@ Weights = Float[Tensor, "batch heads query key"]
 
 
 def attention_scores(
-    query: Queries,
-    key: Float[Tensor, "batch heads key head_dim"],
-    scale: float,
-    softmax: str,
-    layer_index: int,
+    query: Queries, key: Float[Tensor, "batch heads key head_dim"], scale: float, shrink: int | None
 ) -> Weights:
-    """How well each query matches each key: their product times scale, in the dtype that the softmax wants.
+    """How well each query matches each key: their product times scale.
 
-    "float32_scaled" makes the product layer_index + 1 times smaller and undoes it in fp32, where fp16 would
-    overflow.
+    Where fp16 would overflow, shrink makes the product so many times smaller, and undoes it in fp32.
     """
-    if softmax != "float32_scaled" or query.dtype == torch.float32:
-        scores = torch.matmul(query, key.transpose(2, 3)) * scale
-        return scores
-    shrink = layer_index + 1
+    if shrink is None or query.dtype == torch.float32:
+        return torch.matmul(query, key.transpose(2, 3)) * scale
     flat_query, flat_key = query.flatten(0, 1), key.flatten(0, 1).transpose(1, 2)
     # beta=0 ignores the first argument; alpha scales inside the kernel, before the product is rounded.
     scores = torch.baddbmm(flat_query.new_zeros(()), flat_query, flat_key, beta=0, alpha=scale / shrink)
@@ -59,7 +52,7 @@ def eager_attention(
     scale: float,
     dropout: float = 0.0,
     softmax: str = "float32",
-    layer_index: int = 0,
+    shrink: int | None = None,
 ) -> tuple[Queries, Weights]:
     """Attention as the formula says it, one operation a line: softmax(Q·Kᵀ·scale + bias)·V.
 
@@ -71,7 +64,7 @@ def eager_attention(
     key, value = attention.repeat_kv(key, groups), attention.repeat_kv(value, groups)
     if mask is None:
         mask = masks.causal_mask(query.shape[2], key.shape[2], query.device)
-    scores = attention_scores(query, key, scale, softmax, layer_index)
+    scores = attention_scores(query, key, scale, shrink)
     weights = attention_weights(scores, mask, softmax).to(query.dtype)
     weights = nn.functional.dropout(weights, p=dropout, training=dropout > 0)
     return torch.matmul(weights, value), weights
@@ -86,7 +79,7 @@ def sdpa_attention(
     scale: float,
     dropout: float = 0.0,
     softmax: str = "float32",
-    layer_index: int = 0,
+    shrink: int | None = None,
 ) -> tuple[Queries, None]:
     """torch's fused kernel, which never stores the score matrix in fp32 and keeps no weights to return.
 

@@ -117,12 +117,7 @@ class Decoder(nn.Module):
         seen = cache.length if cache is not None else 0
         self._check_mask(attention_mask, x.shape[0], x.shape[1], seen)
 
-        if position_ids is None:
-            position_ids = self._default_positions(attention_mask, x, seen)
-        if self.config.rope is None:
-            self._check_positions(position_ids)
-            x = x + self.embed_positions(position_ids)
-        cos_sin = self._cos_sin(position_ids, x.dtype)
+        x, cos_sin = self.place(x, position_ids, attention_mask, seen)
         layer_masks = self._layer_masks(attention_mask, x.shape[1], seen, cache, x.device)
 
         x = self.dropout(x)
@@ -142,6 +137,20 @@ class Decoder(nn.Module):
             hidden_states=(*hidden_states[:-1], hidden) if output_hidden_states else None,
         )
 
+    def place(
+        self, x: Hidden, position_ids: Tensor | None, attention_mask: Tensor | None, seen: int
+    ) -> tuple[Hidden, tuple[Tensor, Tensor] | None]:
+        """Tell embedded tokens where they stand: by adding learned positions, or by the angles for RoPE.
+
+        seen: how many tokens the cache holds. Returns: the embeddings, and cos and sin where there is RoPE.
+        """
+        if position_ids is None:
+            position_ids = self._default_positions(attention_mask, x, seen)
+        if self.config.rope is None:
+            self._check_positions(position_ids)
+            return x + self.embed_positions(position_ids), None
+        return x, self._cos_sin(position_ids, x.dtype)
+
     def _default_positions(
         self, attention_mask: Tensor | None, x: Hidden, seen: int
     ) -> Int[Tensor, "_ length"]:
@@ -150,10 +159,8 @@ class Decoder(nn.Module):
             return masks.position_ids_from_mask(attention_mask)[:, seen:]
         return torch.arange(seen, seen + x.shape[1], device=x.device)[None]
 
-    def _cos_sin(self, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
+    def _cos_sin(self, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         config = self.config
-        if config.rope is None:
-            return None
         # Only dynamic scaling depends on the length, and reading it would make a GPU wait.
         seq_len = int(position_ids.max()) + 1 if config.rope.scaling == "dynamic" else 0
         inv_freq, scale = rope.frequencies(config.rope, config.rotary_dim, config.max_positions, seq_len)

@@ -278,10 +278,11 @@ HINTS = {
     "input": "the embedding table, its scale, or the learned positions",
     "norm": "the norm's kind, its eps, its weight, or where it rounds",
     "activated": "the activation function, or gate and up swapped",
-    "proj": "this projection's weight or bias, or how fused rows are split",
-    "before rotation": "how the projection is split into heads, or a norm on queries and keys",
+    "o_proj": "its weight or bias, or how the heads are merged before it",
+    "proj": "this projection's weight or bias",
+    "before rotation": "how the projection (or its fused rows) is split into heads, or a norm on heads",
     "rotated": "the rotary frequencies (theta, scaling), positions, how dimensions pair, or how many turn",
-    "value": "how the projection is split into heads; values are not rotated",
+    "value": "how the projection (or its fused rows) is split into heads; values are not rotated",
     "scores": "the scale, the mask, or which key head a query head reads (repeat_kv)",
     "probabilities": "the precision of the softmax",
     "context": "which value head a query head reads (repeat_kv)",
@@ -310,7 +311,7 @@ class _Recorder:
 
     def __init__(self):
         self.trace: Trace = {}
-        self.rotations = 0
+        self.rotations = self.attentions = 0  # how often each has run: once per layer, in order
 
     def keep(self, name: str, tensor: Tensor) -> None:
         self.trace[name] = tensor.detach().clone()
@@ -326,14 +327,20 @@ class _Recorder:
         self.keep(f"{layer}.key rotated", rotated[1])
         return rotated
 
-    def attention(self, run: Callable[[], tuple], layer_index: int, value: Tensor) -> tuple:
-        layer = f"layers.{layer_index}"
+    def attention(
+        self, run: Callable[[], tuple], value: Tensor, heads_first: Callable[[Tensor], Tensor]
+    ) -> tuple:
+        layer, self.attentions = f"layers.{self.attentions}", self.attentions + 1
         self.keep(f"{layer}.value", value)
         with _SoftmaxRecorder(lambda name, tensor: self.keep(f"{layer}.{name}", tensor)):
-            return run()
+            context, weights = run()
+        self.keep(f"{layer}.context", heads_first(context))
+        return context, weights
 
     def hook(self, module: nn.Module, name: str) -> list[torch.utils.hooks.RemovableHandle]:
         def keep_output(_, inputs, output):
+            if name.endswith("mlp_norm"):  # after attention; where the branches are parallel, before it
+                self.keep(name.replace("mlp_norm", "middle stream"), inputs[0])
             if name.endswith("mlp.down_proj"):
                 self.keep(name.replace("down_proj", "activated"), inputs[0])
             self.keep(name, output[0] if isinstance(output, tuple) else output)
@@ -378,9 +385,7 @@ def trace_ours(model: CausalLM, input_ids: Tensor) -> Trace:
 
     def traced_attention(query, key, value, mask, **settings):
         run = functools.partial(attend, query, key, value, mask, **settings)
-        out, weights = recorder.attention(run, settings["layer_index"], value)
-        recorder.keep(f"layers.{settings['layer_index']}.context", out)
-        return out, weights
+        return recorder.attention(run, value, heads_first=lambda context: context)
 
     backend, model.backend = model.backend, "eager"
     with contextlib.ExitStack() as stack:
@@ -413,11 +418,7 @@ def trace_reference(reference: nn.Module, model: CausalLM, input_ids: Tensor) ->
 
     def traced_attention(module, query, key, value, *args, **kwargs):
         run = functools.partial(attend, module, query, key, value, *args, **kwargs)
-        out, weights = recorder.attention(run, module.layer_idx, value)
-        recorder.keep(
-            f"layers.{module.layer_idx}.context", out.transpose(1, 2)
-        )  # it has brought the heads last
-        return out, weights
+        return recorder.attention(run, value, heads_first=lambda context: context.transpose(1, 2))
 
     with contextlib.ExitStack() as stack:
         for handle in handles:

@@ -116,6 +116,7 @@ def test_save_keeps_every_tensor_and_transformers_reads_it(references, model_typ
     model = minilm.load(directory)
     minilm.save(model, tmp_path)
     assert same_bits(weights_of(tmp_path), weights_of(directory))
+    assert f"torch.{json.loads((tmp_path / 'config.json').read_text())['dtype']}" == str(dtype)
     again = load_reference(tmp_path)
     assert again.dtype == dtype
     assert torch.equal(logits(again), logits(reference))

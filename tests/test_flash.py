@@ -562,7 +562,7 @@ def kernel(request, monkeypatch):
 class TestKernels:
     @pytest.mark.parametrize(("query_lengths", "key_lengths", "heads", "head_dim", "options"), CONTRACT)
     def test_contract(self, kernel, query_lengths, key_lengths, heads, head_dim, options):
-        """In half precision a kernel may round the weights and the result: together 0.02 of values up to 4."""
+        """In half precision a kernel may round the weights and the result: 0.02 of values up to 4."""
         function, device, dtypes = kernel
         for dtype in dtypes:
             lengths = (query_lengths, key_lengths)
