@@ -79,6 +79,17 @@ def load_reference(directory: Path, dtype: torch.dtype) -> nn.Module:
     ).eval()
 
 
+def directory_of(source: str | os.PathLike) -> Path:
+    """The directory that both libraries load; a GGUF file, which transformers reads as another model, is none."""
+    path = checkpoint.resolve(source)
+    if path.is_file():
+        raise checkpoint.CheckpointError(
+            f"{source} is a GGUF file; models are compared from a directory, which this makes of it: "
+            "minilm.save(minilm.load(file), directory)"
+        )
+    return path
+
+
 # ------------------------------------------------------------------------------------------------------------
 # Comparing results
 
@@ -192,7 +203,7 @@ def compare(
     paddings: Iterable[str] = PADDINGS,
 ) -> Iterator[Result]:
     """Compare a checkpoint in minilm with the same in transformers, case by case."""
-    directory = checkpoint.resolve(source)
+    directory = directory_of(source)
     for dtype in dtypes:
         model = checkpoint.load(directory, dtype=DTYPES[dtype])
         reference = load_reference(directory, DTYPES[dtype])
@@ -447,7 +458,7 @@ class Divergence:
         hint = next((text for end, text in HINTS.items() if self.name.endswith(end)), None)
         if hint is None:
             hint = HINTS["norm"] if "norm" in self.name else "this operation's weights"
-        before = f"{self.equal_before} operations before it agree"
+        before = f"operations before it that agree: {self.equal_before}"
         look = f"Look at: {hint}"
         if self.shapes[0] != self.shapes[1]:
             return (

@@ -1,4 +1,4 @@
-"""Each component by itself: plain functions against numbers worked out by hand and independent float64 formulas."""
+"""Each component by itself: plain functions against numbers worked out by hand and float64 formulas."""
 
 import itertools
 import math
@@ -22,7 +22,7 @@ def close(found: torch.Tensor, expected: torch.Tensor, tolerance: float = FP32) 
     return (found.double() - expected).abs().max().item() <= tolerance * max(expected.abs().max().item(), 1.0)
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Norms
 
 X, W, B = tensor([[1.0, -1.0]]), tensor([2.0, 10.0]), tensor([0.5, 0.5])
@@ -61,7 +61,7 @@ def test_norms_follow_their_formulas(eps, size):
 
 
 def test_rounding_order_of_rms_norms_shows_in_bf16():
-    """rms_norm rounds before the weight, offset_rms_norm after it; each differs from the other order in many places."""
+    """rms_norm rounds before the weight, offset_rms_norm after it; the other order gives other bits."""
     x, weight = torch.randn(64, 96).to(bf16), (1 + 0.3 * torch.randn(96)).to(bf16)
     unit = x.float() * torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + 1e-6)
     before, after = weight * unit.to(bf16), (unit * weight.float()).to(bf16)
@@ -101,7 +101,7 @@ def test_layer_norm_rounds_once():
 
 @pytest.mark.parametrize("kind, start", [("rms", 1.0), ("offset_rms", 0.0), ("layer", 1.0)])
 def test_norm_module_uses_its_kind(kind, start):
-    """Norm starts as a plain normalisation and calls the function that the config names, with the config's eps."""
+    """Norm starts as a plain normalisation and calls what the config names, with the config's eps."""
     module = norm.Norm(small_config(norm=kind, norm_eps=3.0), size=2)
     assert torch.equal(module.weight, torch.full((2,), start))
     with torch.no_grad():
@@ -110,7 +110,7 @@ def test_norm_module_uses_its_kind(kind, start):
         assert torch.equal(module(X), tensor([expected]))
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # MLP
 
 
@@ -165,7 +165,7 @@ def test_mlps_by_hand(kind, expected):
     assert module(torch.ones(1, 1, 1)).item() == pytest.approx(expected, rel=FP32)
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Rotary embeddings
 
 
@@ -209,7 +209,7 @@ def as_complex_rotation(x: torch.Tensor, positions: torch.Tensor, inv_freq: torc
 
 @pytest.mark.parametrize("rotary_dim", [8, 4, 2])
 def test_apply_rope_turns_pairs_like_complex_numbers(rotary_dim):
-    """Whole heads and parts of them, different positions in each row; dimensions beyond rotary_dim are untouched."""
+    """Whole heads and parts of them, other positions in each row; dimensions beyond rotary_dim pass through."""
     query, key = torch.randn(2, 6, 5, 8), torch.randn(2, 3, 5, 8)
     positions = tensor([[0, 1, 2, 3, 4], [7, 8, 50, 51, 3]])
     inv_freq = rope.inverse_frequencies(rotary_dim, 100.0)
@@ -244,7 +244,7 @@ def test_linear_scaling_stretches_every_pair():
 
 
 def test_dynamic_scaling_stretches_slow_pairs_most():
-    """Within the trained length nothing changes; beyond it the fastest pair stays and the slowest is divided by the stretch."""
+    """Nothing changes within the trained length; beyond it the fastest pair stays, the slowest is stretched."""
     config, dim, trained = RopeConfig(scaling="dynamic", factor=2.5, theta=100.0), 16, 32
     plain = rope.inverse_frequencies(dim, 100.0)
     for length in (1, trained):
@@ -267,7 +267,7 @@ def turns(inv_freq: torch.Tensor, length: int) -> torch.Tensor:
 @pytest.mark.parametrize("truncate", [True, False])
 @pytest.mark.parametrize("factor", [1.0, 4.0, 32.0])
 def test_yarn_leaves_fast_pairs_and_divides_slow_ones(factor, truncate):
-    """More than beta_fast turns in the trained length: unchanged. Fewer than beta_slow: divided. A ramp in between."""
+    """More than beta_fast turns in the trained length: unchanged. Fewer than beta_slow: divided. Else a ramp."""
     dim, theta, length, fast, slow = 32, 1000.0, 256, 8.0, 0.5
     plain = rope.inverse_frequencies(dim, theta)
     found = rope.yarn_frequencies(dim, theta, factor, length, fast, slow, truncate)
@@ -342,7 +342,7 @@ def test_llama3_leaves_short_wavelengths_and_divides_long_ones(factor):
     assert kinds == {0.0, 1.0, "blended"}
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Heads and groups
 
 
@@ -388,7 +388,7 @@ def test_repeat_kv_repeats_in_place():
     assert torch.equal(attention.repeat_kv(x, 1), x)
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Masks
 
 
@@ -462,7 +462,7 @@ def test_causal_flag_suffices(queries, keys, valid, window, expected):
 
 
 def test_causal_flag_is_the_mask_wherever_it_suffices():
-    """For all small shapes: where no mask is built, the kernel's own triangle (or none, for one query) is the mask."""
+    """For all small shapes: where no mask is built, the kernel's triangle (none for one query) is the mask."""
     for keys, window in itertools.product(range(1, 6), [None, 1, 2, 3, 4, 5, 6]):
         for queries in range(1, keys + 1):
             places = torch.arange(keys)[None]
@@ -475,7 +475,7 @@ def test_causal_flag_is_the_mask_wherever_it_suffices():
 
 @pytest.mark.parametrize("dtype", [fp16, bf16, torch.float32])
 def test_mask_to_bias_is_finite(dtype):
-    """0 where visible, the lowest finite number elsewhere: a row of them is uniform after the softmax, not NaN."""
+    """0 where visible, else the lowest finite number: a row of those is uniform after the softmax, not NaN."""
     bias = masks.mask_to_bias(rows("x. .."), dtype)
     assert bias.dtype == dtype
     assert torch.equal(
@@ -492,7 +492,7 @@ def test_position_ids_count_real_tokens(as_bool):
     assert found.tolist() == [[0, 0, 0, 1], [0, 1, 1, 1], [0, 0, 1, 2], [0, 0, 0, 0], [0, 1, 2, 3]]
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Attention
 
 
@@ -554,12 +554,12 @@ def test_a_query_that_sees_nothing_gets_nothing(backend, dtype):
     assert not leaves[0].grad[:, :, 0].any()
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Loss
 
 
 def test_next_token_loss_by_hand():
-    """Position 0 is uniform over two tokens, position 1 gives 3/4 and 1/4; the last position predicts nothing."""
+    """Position 0 is uniform over two tokens, position 1 gives 3/4 and 1/4; the last one predicts nothing."""
     logits = tensor([[[0.0, 0.0], [math.log(3), 0.0], [50.0, -50.0]]])
     found = [
         loss.next_token_loss(logits, tensor([labels])).item()
@@ -590,14 +590,14 @@ def test_next_token_loss_is_taken_in_fp32():
     assert found.item() == loss.next_token_loss(logits.float(), labels).item()
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # What is refused
 
 
 def small_config(**changes) -> ModelConfig:
     values = dict(
-        vocab_size=11, hidden_size=8, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=4, intermediate_size=12,
-        max_positions=16,
+        vocab_size=11, hidden_size=8, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=4,
+        intermediate_size=12, max_positions=16,
     )  # fmt: skip
     return ModelConfig(**(values | changes))
 
@@ -620,7 +620,7 @@ ONES = torch.ones(2, 3, dtype=torch.long)
     "inputs, message",
     [
         ({}, "exactly one of input_ids and inputs_embeds"),
-        ({"input_ids": IDS, "inputs_embeds": torch.zeros(2, 3, 8)}, "exactly one of input_ids and inputs_embeds"),
+        ({"input_ids": IDS, "inputs_embeds": torch.zeros(2, 3, 8)}, "exactly one of input_ids and inputs"),
         ({"input_ids": IDS + 5}, r"token ids run from 6 to 11; this model knows 0 to 10"),
         ({"input_ids": IDS - 2}, r"token ids run from -1 to 4"),
         ({"input_ids": IDS, "attention_mask": ONES[:, :2]}, r"attention_mask is \(2, 2\).*= \(2, 3\)"),

@@ -18,11 +18,11 @@ WITH_ROPE = [name for name in FAMILIES if name != "gpt_bigcode"]
 
 # Without a key that one of these has, no family knows what to build; everything else has a default.
 _REQUIRED = {
-    "vocab_size": 100, "hidden_size": 256, "intermediate_size": 96, "num_hidden_layers": 30,
-    "num_attention_heads": 32, "max_position_embeddings": 128,
+    "vocab_size": 100, "hidden_size": 512, "intermediate_size": 96, "num_hidden_layers": 30,
+    "num_attention_heads": 64, "max_position_embeddings": 128,
 }  # fmt: skip
 REQUIRED = {name: _REQUIRED for name in FAMILIES} | {
-    "gpt_bigcode": {"vocab_size": 100, "n_embd": 256, "n_layer": 30, "n_head": 32, "n_positions": 128}
+    "gpt_bigcode": {"vocab_size": 100, "n_embd": 512, "n_layer": 30, "n_head": 64, "n_positions": 128}
 }
 
 # Every key that changes the structure, in both directions from its default.

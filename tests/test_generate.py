@@ -1,8 +1,9 @@
-"""Generating: token for token what transformers' generate gives, and what a caller may rely on beside that."""
+"""Generating: token for token what transformers' generate gives, and what else a caller may rely on."""
 
 import io
 import json
 import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -198,7 +199,7 @@ def test_top_k_beyond_the_vocabulary_keeps_everything():
 
 
 def test_penalty_always_makes_less_likely():
-    """Positive scores are divided, negative ones multiplied; a token that stands there twice is penalised once."""
+    """Positive scores are divided, negative ones multiplied; a token that stands there twice counts once."""
     logits = torch.tensor([[2.0, -2.0, 4.0, 0.0, -1.0]])
     found = penalize_repetition(logits, torch.tensor([[0, 1, 1, 3]]), 2.0)
     assert found.tolist() == [[1.0, -4.0, 4.0, 0.0, -1.0]]
@@ -227,7 +228,7 @@ def cut(free: Tensor, stops: list[int], pad: int) -> Tensor:
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt_bigcode"])
 def test_rows_end_one_by_one(pair, model_type):
-    """Each row ends at its own token, one of several ids; it is filled with padding until the last has ended."""
+    """Each row ends at its own token, one of several ids, and is filled up until the last has ended."""
     model, reference = pair(model_type)
     ids, mask = make_prompts(padded=True)
     free = minilm.generate(model, ids, mask, max_new_tokens=20, eos_token_id=[])
@@ -365,7 +366,7 @@ def test_a_boolean_padding_mask(model):
     ],
 )
 def test_bad_settings_are_named(model, settings, message):
-    """The value received, what is allowed, before anything is computed; also where greedy would not use it."""
+    """The value received and what is allowed; also in greedy decoding, which would not use it."""
     ids, _ = make_prompts(padded=False)
     for do_sample in (True, False):
         with pytest.raises(ValueError, match=re.escape(message)):
@@ -394,7 +395,7 @@ def test_padding_on_the_right_is_refused(model):
     """Even of one row among several: new tokens would stand behind a gap."""
     ids, mask = make_prompts(padded=False)
     mask[1, -2:] = 0
-    with pytest.raises(ValueError, match="ends in padding.*pad rows on the left"):
+    with pytest.raises(ValueError, match=r"ends in padding.*pad rows on the left"):
         minilm.generate(model, ids, mask)
 
 
@@ -447,7 +448,7 @@ def test_a_streamer_gets_the_prompt_then_every_token(model):
 
 
 def test_a_streamer_ends_on_errors(model, monkeypatch):
-    """Whether the streamer itself or the model fails in the middle, the error comes through and end is called."""
+    """Whether the streamer or the model fails in the middle: the error comes through, and end is called."""
     ids, _ = make_prompts(padded=False)
     recorder = Recorder(fail_at=3)
     with pytest.raises(OSError, match="nobody listens"):
@@ -485,50 +486,55 @@ def text_model(tmp_path_factory) -> Path:
     return tiny_tokenizer.save_text_model(tmp_path_factory.mktemp("text"))
 
 
-def stream(tokenizer: minilm.Tokenizer, ids: list[int], prompt: list[int]) -> Pieces:
-    """What a TextStreamer writes for these tokens, one at a time."""
-    file = Pieces()
-    streamer = minilm.TextStreamer(tokenizer, file=file)
-    streamer.put(torch.tensor([prompt]))
-    for token in ids:
-        streamer.put(torch.tensor([token]))
-    streamer.end()
-    return file
+@pytest.fixture
+def stream(text_model, monkeypatch) -> Callable[[list[int]], Pieces]:
+    """What a TextStreamer writes to the screen for these tokens, one at a time."""
+
+    def run(ids: list[int]) -> Pieces:
+        screen = Pieces()
+        monkeypatch.setattr(sys, "stdout", screen)
+        streamer = minilm.TextStreamer(minilm.load_tokenizer(text_model))
+        streamer.put(torch.tensor([[5, 6, 7]]))  # a prompt
+        for token in ids:
+            streamer.put(torch.tensor([token]))
+        streamer.end()
+        return screen
+
+    return run
 
 
-@pytest.mark.parametrize(
-    "text", ["the fox 🦊 said 你好, naïve Größe", "👩‍👩‍👧‍👦", "日本語のテキスト", "plain text", ""]
-)
-def test_text_is_streamed_in_whole_characters(text_model, text):
-    """Characters of several tokens appear at once, never as half a character, and the prompt is not repeated."""
+WIDE_TEXTS = ["the fox 🦊 said 你好, naïve Größe", "👩\u200d👩\u200d👧", "日本語のテキスト", "plain text", ""]
+
+
+@pytest.mark.parametrize("text", WIDE_TEXTS)
+def test_text_is_streamed_in_whole_characters(text_model, stream, text):
+    """Characters of several tokens appear at once, never half of one, and the prompt is not repeated."""
     tokenizer = minilm.load_tokenizer(text_model)
-    ids = tokenizer.encode(text)
-    file = stream(tokenizer, ids, tokenizer.encode("a prompt"))
-    assert file.getvalue() == text + "\n"
-    assert "\ufffd" not in "".join(file.pieces)
+    screen = stream(tokenizer.encode(text))
+    assert screen.getvalue() == text + "\n"
+    assert "\ufffd" not in "".join(screen.pieces)
     if "🦊" in text:
         assert len(tokenizer.encode("🦊")) == 4, "a token per byte, or nothing is tested"
-        assert any("🦊" in piece and "said" not in piece for piece in file.pieces), "not held back to the end"
+        assert any("🦊" in piece and "said" not in piece for piece in screen.pieces), "held back too long"
 
 
-def test_a_streamer_prints_what_stays_incomplete(text_model):
+def test_a_streamer_prints_what_stays_incomplete(text_model, stream):
     """Bytes that never become a character are shown as such at the end; special tokens are not shown."""
     tokenizer = minilm.load_tokenizer(text_model)
     half = tokenizer.encode("🦊")[:2]
-    end = tokenizer.eos_token_id
-    assert stream(tokenizer, [*tokenizer.encode("ab"), *half, end], [1]).getvalue() == "ab\ufffd\n"
+    assert stream([*tokenizer.encode("ab"), *half, tokenizer.eos_token_id]).getvalue() == "ab\ufffd\n"
 
 
-def test_a_streamer_serves_twice(text_model):
-    """After the end it starts anew."""
+def test_a_streamer_serves_twice(text_model, tmp_path):
+    """After the end it starts anew; it writes into any file."""
     tokenizer = minilm.load_tokenizer(text_model)
-    file = io.StringIO()
-    streamer = minilm.TextStreamer(tokenizer, file=file)
-    for text in ("one", "three"):
-        streamer.put(torch.tensor([tokenizer.encode("prompt")]))
-        streamer.put(torch.tensor(tokenizer.encode(text)))
-        streamer.end()
-    assert file.getvalue() == "one\nthree\n"
+    with (tmp_path / "out.txt").open("w", encoding="utf-8") as file:
+        streamer = minilm.TextStreamer(tokenizer, file=file)
+        for text in ("one", "three"):
+            streamer.put(torch.tensor([tokenizer.encode("prompt")]))
+            streamer.put(torch.tensor(tokenizer.encode(text)))
+            streamer.end()
+    assert (tmp_path / "out.txt").read_text(encoding="utf-8") == "one\nthree\n"
 
 
 @pytest.mark.parametrize("seed", range(3))

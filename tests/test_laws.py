@@ -1,8 +1,8 @@
 """Laws that hold for any decoder, so they need no reference: what may not change an answer, and what must.
 
-Measured in fp32 with logits up to 9, over all families and both backends: another order of summation (a kernel for
-another shape) moves a logit by at most 1.2e-5; rotary angles that are rounded elsewhere, by 2.3e-5. NOISE is about
-twice that. The bugs that these laws are for move logits by 0.1 to 10.
+Measured in fp32 with logits of up to 9, over all families and both backends: other shapes take other kernels, which
+sum in another order, and that moves a logit by up to 2e-5 (80 tokens, one by one) and mostly below 1e-5. NOISE is
+twice the worst. The bugs that these laws are for move logits by 0.1 to 10.
 """
 
 import functools
@@ -18,7 +18,7 @@ from minilm.families import FAMILIES
 from minilm.heads import CausalLM
 from minilm.parity import randomise
 
-NOISE = 5e-5
+NOISE = 4e-5
 LENGTH = 14  # more than twice the windows of the tiny models
 BACKENDS = ("eager", "sdpa")
 few_examples = settings(max_examples=15, deadline=None, derandomize=True)
@@ -68,7 +68,7 @@ def ragged(lengths: list[int], side: str, length: int = LENGTH) -> torch.Tensor:
     return (mask if side == "right" else mask.flip(1)).long()
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # What may not change an answer
 
 
@@ -124,7 +124,7 @@ def test_a_batch_is_its_rows(family, backend):
 )
 @few_examples
 def test_padding_and_chunks_together(family, backend, cuts, lengths, side):
-    """Padded rows through a cache: the mask always covers what is cached, and positions go on counting real tokens."""
+    """Padded rows through a cache: the mask covers what is cached, and positions go on counting real tokens."""
     model = model_of(family, backend)
     ids, mask, cache = tokens(model), ragged(lengths, side), DynamicCache(model.config)
     found = [
@@ -166,13 +166,9 @@ def test_embeddings_stand_for_their_tokens(family, backend):
 
 @every_model
 def test_a_four_dimensional_mask_says_it_all(family, backend):
-    """Two documents side by side, each invisible to the other: a mask of blocks gives what each gives alone."""
+    """Two documents side by side, hidden from each other by a mask of blocks: each is what it is alone."""
     model = model_of(family, backend)
-    ids, cut, window = (
-        tokens(model),
-        6,
-        model.config.layer_windows and max(filter(None, model.config.layer_windows)),
-    )
+    ids, cut = tokens(model), 6
     place = torch.arange(LENGTH)
     blocks = (place[:, None] >= place) & ((place[:, None] >= cut) == (place >= cut))
     positions = torch.where(place < cut, place, place - cut)[None]
@@ -186,6 +182,22 @@ def test_a_four_dimensional_mask_says_it_all(family, backend):
 
 
 @every_model
+def test_a_four_dimensional_mask_goes_through_a_cache(family, backend):
+    """A band of four keys, narrower than any window here, in one shot and in pieces."""
+    model = model_of(family, backend)
+    ids, place, cache = tokens(model), torch.arange(LENGTH), DynamicCache(model.config)
+    distance = place[:, None] - place
+    band = ((distance >= 0) & (distance < 4))[None, None]
+    found = [
+        model(ids[:, a:b], attention_mask=band[:, :, a:b, :b], cache=cache).logits
+        for a, b in itertools.pairwise([0, 8, 9, LENGTH])
+    ]
+    expected = model(ids, attention_mask=band).logits
+    assert difference(expected, model(ids).logits) > 0.1
+    assert difference(torch.cat(found, dim=1), expected) < NOISE
+
+
+@every_model
 @pytest.mark.parametrize("keep", [1, 3, LENGTH])
 def test_logits_to_keep_are_the_last_ones(family, backend, keep):
     model = model_of(family, backend)
@@ -193,13 +205,13 @@ def test_logits_to_keep_are_the_last_ones(family, backend, keep):
     assert difference(model(ids, logits_to_keep=keep).logits, model(ids).logits[:, -keep:]) < NOISE
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Causality and positions
 
 
 @every_model
 def test_the_future_has_no_gradient(family, backend):
-    """d logits[t] / d embeddings[t+1:] is exactly 0, with and without padding; the token itself and the past have some."""
+    """d logits[t] / d embeddings[t+1:] is exactly 0, with and without padding, and so it is for padding."""
     model = model_of(family, backend)
     ids = tokens(model)
     for mask in (None, ragged([LENGTH, 9], "left"), ragged([LENGTH, 12], "right")):
@@ -216,7 +228,7 @@ def test_the_future_has_no_gradient(family, backend):
 
 @every_model
 def test_the_past_reaches_as_far_as_the_windows(family, backend):
-    """W keys in each layer, the query's own included: sliding layers see W - 1 further back each, others see all."""
+    """W keys in each layer, the query's own included: each sliding layer reaches W - 1 further back."""
     model = model_of(family, backend)
     windows = model.config.layer_windows or (None,) * model.config.num_layers
     reach = None if None in windows else sum(window - 1 for window in windows)
@@ -252,7 +264,7 @@ def test_positions_and_order_matter(family, backend):
     assert difference(model(swapped).logits[:, 2:4], model(ids).logits[:, 2:4]) > 0.1
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Rows that see nothing
 
 
@@ -275,8 +287,7 @@ def test_queries_without_keys_disturb_nobody(family, backend):
 @every_model
 def test_attention_of_a_query_without_keys_is_zero(family, backend):
     """What a padded query takes from others is exactly nothing; o_proj then adds its bias alone."""
-    model = model_of(family, backend)
-    contexts = []
+    model, contexts = model_of(family, backend), []
     handles = [
         block.attention.o_proj.register_forward_pre_hook(lambda _, inputs: contexts.append(inputs[0]))
         for block in model.decoder.layers
@@ -290,7 +301,7 @@ def test_attention_of_a_query_without_keys_is_zero(family, backend):
         assert context[1, LENGTH - 5 :].any() and context[0].any()
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The cache as an object
 
 
@@ -298,7 +309,7 @@ def test_attention_of_a_query_without_keys_is_zero(family, backend):
 @given(rows=st.lists(st.integers(0, 2), min_size=1, max_size=4), cut=st.integers(1, LENGTH - 1))
 @few_examples
 def test_selected_rows_go_on_as_themselves(family, backend, rows, cut):
-    """cache.select reorders, drops and repeats rows, as beam search and sampling need; then each goes on alone."""
+    """cache.select reorders, drops and repeats rows, as beam search needs; then each goes on alone."""
     model = model_of(family, backend)
     ids, rows = tokens(model, rows=3), torch.tensor(rows)
     cache = DynamicCache(model.config)

@@ -8,7 +8,7 @@ from reference import build_reference, randomise
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-TEXT = """The quick brown fox doesn't jump over 1234 lazy dogs; it's 2024, and they'll see 100% of 12 345 foxes.
+TEXT = """The quick brown fox doesn't jump over 1234 lazy dogs; it's 2024, and they'll see 100% of 345 foxes.
 In the year 2024 the fox said: "I'm here, you're there, we've all been in the year 1234."
     def main():\n        return 100 + 2024\n\n\n
 Größe über alles, naïve café, déjà vu: the fox isn't 12 or 24 any more.  It   is   wide.\n\n"""
