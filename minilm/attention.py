@@ -9,6 +9,7 @@ from minilm import rope
 from minilm.cache import DynamicLayer
 from minilm.config import ModelConfig
 from minilm.norm import Norm
+from minilm.packed import PackedLayer, Texts
 
 Hidden = Float[Tensor, "batch length hidden"]
 Heads = Float[Tensor, "batch heads length head_dim"]
@@ -104,8 +105,8 @@ class Attention(nn.Module):
         self,
         x: Hidden,
         cos_sin: tuple[Tensor, Tensor] | None,
-        mask: Bool[Tensor, "..."] | None,
-        cache: DynamicLayer | None,
+        mask: Bool[Tensor, "..."] | Texts | None,
+        cache: DynamicLayer | PackedLayer | None,
         attend: Callable,
     ) -> tuple[Hidden, Tensor | None]:
         """Returns the block's new contribution, and the attention weights where the backend keeps them."""

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from minilm import attention, masks
+from minilm import attention, masks, packed
 
 Queries = Float[Tensor, "batch heads query head_dim"]
 Keys = Float[Tensor, "batch kv_heads key head_dim"]
@@ -108,11 +108,31 @@ def sdpa_attention(
     return context, None
 
 
-NAMES = ("eager", "sdpa")
+def flash_attention(
+    query: Queries,
+    key: Keys,
+    value: Keys,
+    mask: packed.Texts | Mask | None,
+    *,
+    scale: float,
+    dropout: float = 0.0,
+    softmax: str = "float32",
+    shrink: int | None = None,
+) -> tuple[Queries, None]:
+    """FlashAttention on packed texts; on rows that were not packed, torch's fused kernel.
+
+    Source: Dao et al. 2022; flash.varlen_kernel says which implementation a device gets.
+    """
+    if isinstance(mask, packed.Texts):
+        return packed.attention(query, key, value, mask, scale, dropout), None
+    return sdpa_attention(query, key, value, mask, scale=scale, dropout=dropout)
+
+
+NAMES = ("eager", "sdpa", "flash")
 
 
 def select(name: str) -> Callable:
     """The function of a backend, looked up now, so that a replacement put into this module is found."""
     if name not in NAMES:
         raise ValueError(f"backend {name!r} does not exist; choose one of {', '.join(NAMES)}")
-    return eager_attention if name == "eager" else sdpa_attention
+    return {"eager": eager_attention, "sdpa": sdpa_attention, "flash": flash_attention}[name]

@@ -14,8 +14,10 @@ from minilm.cache import DynamicCache, DynamicLayer
 from minilm.config import ModelConfig
 from minilm.mlp import make_mlp
 from minilm.norm import Norm
+from minilm.packed import PackedLayer, Packing, Texts
 
 Hidden = Float[Tensor, "batch length hidden"]
+Mask = Bool[Tensor, "..."] | Texts | None  # None: plain causal attention
 
 
 class Block(nn.Module):
@@ -39,8 +41,8 @@ class Block(nn.Module):
         self,
         x: Hidden,
         cos_sin: tuple[Tensor, Tensor] | None,
-        mask: Bool[Tensor, "..."] | None,
-        cache: DynamicLayer | None,
+        mask: Mask,
+        cache: DynamicLayer | PackedLayer | None,
         attend: Callable,
     ) -> tuple[Hidden, Tensor | None]:
         """Returns the residual stream after this block, and the attention weights if the backend has them."""
@@ -118,24 +120,47 @@ class Decoder(nn.Module):
         self._check_mask(attention_mask, x.shape[0], x.shape[1], seen)
 
         x, cos_sin = self.place(x, position_ids, attention_mask, seen)
-        layer_masks = self._layer_masks(attention_mask, x.shape[1], seen, cache, x.device)
+        packing = self._packing(attention_mask, x, seen)
+        layer_masks = self._layer_masks(attention_mask, x.shape[1], seen, cache, packing, x.device)
+        if packing is not None:
+            x = packing.pack(x)
+            cos_sin = None if cos_sin is None else tuple(packing.pack(angles) for angles in cos_sin)
 
         x = self.dropout(x)
         hidden_states, attentions = [x], []
         for index, block in enumerate(self.layers):
-            layer_cache = cache.layers[index] if cache is not None else None
-            x, weights = block(x, cos_sin, layer_masks[self.config.window(index)], layer_cache, attend)
+            mask = layer_masks[self.config.window(index)]
+            if packing is not None:
+                layer_cache = packing.layer(cache, index, mask)
+            else:
+                layer_cache = cache.layers[index] if cache is not None else None
+            x, weights = block(x, cos_sin, mask, layer_cache, attend)
             if output_attentions:
                 attentions.append(weights)
             if output_hidden_states:
                 hidden_states.append(x)
-        hidden = self.final_norm(x)
+        x = self.final_norm(x)
+        hidden_states = [*hidden_states[:-1], x]
+        if packing is not None:
+            hidden_states = [packing.unpack(state) for state in hidden_states]
         return DecoderOutput(
-            hidden=hidden,
+            hidden=hidden_states[-1],
             cache=cache,
             attentions=tuple(attentions) if output_attentions else None,
-            hidden_states=(*hidden_states[:-1], hidden) if output_hidden_states else None,
+            hidden_states=tuple(hidden_states) if output_hidden_states else None,
         )
+
+    def _packing(self, attention_mask: Tensor | None, x: Hidden, seen: int) -> Packing | None:
+        """How to leave the padding out, where the backend can: then the blocks see one row of real tokens."""
+        if self.backend != "flash" or (x.shape[1] == 1 and x.device.type == "cpu"):
+            return (
+                None  # a single token per row has no padding among it, and torch's kernel is the faster one
+            )
+        if attention_mask is not None and attention_mask.ndim != 2:
+            raise ValueError(
+                "the flash backend takes padding masks only; set model.backend = 'sdpa' for 4-D masks"
+            )
+        return Packing(attention_mask, x.shape[0], x.shape[1], seen, x.device)
 
     def place(
         self, x: Hidden, position_ids: Tensor | None, attention_mask: Tensor | None, seen: int
@@ -172,10 +197,11 @@ class Decoder(nn.Module):
         query_length: int,
         seen: int,
         cache: DynamicCache | None,
+        packing: Packing | None,
         device: torch.device,
-    ) -> dict[int | None, Bool[Tensor, "..."] | None]:
+    ) -> dict[int | None, Mask]:
         """One mask for each kind of layer, by its window; None where plain causal attention is right."""
-        made: dict[int | None, Tensor | None] = {}
+        made: dict[int | None, Mask] = {}
         for index in range(len(self.layers)):
             window = self.config.window(index)
             if window in made:
@@ -183,6 +209,9 @@ class Decoder(nn.Module):
             first = cache.layers[index].first_position if cache is not None else 0
             if attention_mask is not None and attention_mask.ndim == 4:
                 made[window] = attention_mask[..., first:]
+                continue
+            if packing is not None:
+                made[window] = packing.texts(first, window)
                 continue
             key_length = seen + query_length - first
             key_valid = attention_mask[:, first:].bool() if attention_mask is not None else None

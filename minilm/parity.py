@@ -32,6 +32,7 @@ from minilm.norm import Norm
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 PADDINGS = ("none", "left", "right")
 CACHES = ("none", "chunks", "steps")
+BACKENDS = ("eager", "sdpa")  # what a table shows by default; three do not fit into 80 columns
 NEW_TOKENS = 16  # how far greedy decoding is compared
 VISIBLE = -1e30  # scores below this are masked; how far below is each implementation's own choice
 
@@ -80,7 +81,7 @@ def load_reference(directory: Path, dtype: torch.dtype) -> nn.Module:
 
 
 def directory_of(source: str | os.PathLike) -> Path:
-    """The directory that both libraries load; a GGUF file, which transformers reads as another model, is none."""
+    """The directory that a source means, for both libraries to load; a GGUF file is refused."""
     path = checkpoint.resolve(source)
     if path.is_file():
         raise checkpoint.CheckpointError(
@@ -198,7 +199,7 @@ def compare(
     source: str | os.PathLike,
     name: str | None = None,
     dtypes: Iterable[str] = tuple(DTYPES),
-    backend_names: Iterable[str] = backends.NAMES,
+    backend_names: Iterable[str] = BACKENDS,
     caches: Iterable[str] = CACHES,
     paddings: Iterable[str] = PADDINGS,
 ) -> Iterator[Result]:
@@ -221,12 +222,16 @@ def compare(
                 yield Result(name or str(source), Case(dtype, backend, cache, padding), difference, agree)
 
 
-def compare_families(names: Iterable[str]) -> Iterator[Result]:
+def compare_families(
+    names: Iterable[str],
+    dtypes: Iterable[str] = tuple(DTYPES),
+    backend_names: Iterable[str] = BACKENDS,
+) -> Iterator[Result]:
     """Compare a small randomised model of each family."""
     for name in names:
         with tempfile.TemporaryDirectory() as directory, one_thread():
             make_checkpoint(get_family(name), Path(directory))
-            yield from compare(directory, name)
+            yield from compare(directory, name, dtypes, backend_names)
 
 
 @contextlib.contextmanager
@@ -292,7 +297,7 @@ HINTS = {
     "o_proj": "its weight or bias, or how the heads are merged before it",
     "proj": "this projection's weight or bias",
     "before rotation": "how the projection (or its fused rows) is split into heads, or a norm on heads",
-    "rotated": "the rotary frequencies (theta, scaling), positions, how dimensions pair, or how many turn",
+    "rotated": "the rotary frequencies (theta, scaling), positions, how dimensions pair, how many turn",
     "value": "how the projection (or its fused rows) is split into heads; values are not rotated",
     "scores": "the scale, the mask, or which key head a query head reads (repeat_kv)",
     "probabilities": "the precision of the softmax",

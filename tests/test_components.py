@@ -209,7 +209,7 @@ def as_complex_rotation(x: torch.Tensor, positions: torch.Tensor, inv_freq: torc
 
 @pytest.mark.parametrize("rotary_dim", [8, 4, 2])
 def test_apply_rope_turns_pairs_like_complex_numbers(rotary_dim):
-    """Whole heads and parts of them, other positions in each row; dimensions beyond rotary_dim pass through."""
+    """Whole heads and parts of them, other positions in each row; dimensions beyond rotary_dim pass."""
     query, key = torch.randn(2, 6, 5, 8), torch.randn(2, 3, 5, 8)
     positions = tensor([[0, 1, 2, 3, 4], [7, 8, 50, 51, 3]])
     inv_freq = rope.inverse_frequencies(rotary_dim, 100.0)
@@ -244,7 +244,7 @@ def test_linear_scaling_stretches_every_pair():
 
 
 def test_dynamic_scaling_stretches_slow_pairs_most():
-    """Nothing changes within the trained length; beyond it the fastest pair stays, the slowest is stretched."""
+    """Within the trained length nothing changes; beyond it the fastest pair stays, the slowest stretches."""
     config, dim, trained = RopeConfig(scaling="dynamic", factor=2.5, theta=100.0), 16, 32
     plain = rope.inverse_frequencies(dim, 100.0)
     for length in (1, trained):
@@ -267,7 +267,7 @@ def turns(inv_freq: torch.Tensor, length: int) -> torch.Tensor:
 @pytest.mark.parametrize("truncate", [True, False])
 @pytest.mark.parametrize("factor", [1.0, 4.0, 32.0])
 def test_yarn_leaves_fast_pairs_and_divides_slow_ones(factor, truncate):
-    """More than beta_fast turns in the trained length: unchanged. Fewer than beta_slow: divided. Else a ramp."""
+    """Above beta_fast turns in the trained length: unchanged. Below beta_slow: divided. Between: a ramp."""
     dim, theta, length, fast, slow = 32, 1000.0, 256, 8.0, 0.5
     plain = rope.inverse_frequencies(dim, theta)
     found = rope.yarn_frequencies(dim, theta, factor, length, fast, slow, truncate)
@@ -462,7 +462,7 @@ def test_causal_flag_suffices(queries, keys, valid, window, expected):
 
 
 def test_causal_flag_is_the_mask_wherever_it_suffices():
-    """For all small shapes: where no mask is built, the kernel's triangle (none for one query) is the mask."""
+    """For all small shapes: where no mask is built, the kernel's triangle is right, or none for one query."""
     for keys, window in itertools.product(range(1, 6), [None, 1, 2, 3, 4, 5, 6]):
         for queries in range(1, keys + 1):
             places = torch.arange(keys)[None]
@@ -475,7 +475,7 @@ def test_causal_flag_is_the_mask_wherever_it_suffices():
 
 @pytest.mark.parametrize("dtype", [fp16, bf16, torch.float32])
 def test_mask_to_bias_is_finite(dtype):
-    """0 where visible, else the lowest finite number: a row of those is uniform after the softmax, not NaN."""
+    """0 where visible, else the lowest finite number: a row of those alone becomes uniform, not NaN."""
     bias = masks.mask_to_bias(rows("x. .."), dtype)
     assert bias.dtype == dtype
     assert torch.equal(

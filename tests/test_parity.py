@@ -206,7 +206,7 @@ def all_cases(
     for dtype in parity.DTYPES:
         for padding in parity.PADDINGS:
             for cache in parity.CACHES:
-                for backend in backends.NAMES:
+                for backend in parity.BACKENDS:
                     case = Case(dtype, backend, cache, padding)
                     yield Result(name, case, difference(case), agree(case))
 
@@ -313,7 +313,7 @@ def test_a_changed_parameter_is_found_where_it_is(directory, reference_trace, mo
         assert divergence.equal_before == list(theirs).index(expected)
         assert divergence.difference > 0
         assert f"first divergence: {expected} differs by up to" in str(divergence)
-        assert f"{divergence.equal_before} operations before it agree. Look at: " in str(divergence)
+        assert f"operations before it that agree: {divergence.equal_before}. Look at: " in str(divergence)
         found += 1
     assert found >= 10
     assert parity.first_divergence(parity.trace_ours(model, input_ids(model)), theirs) is None
@@ -555,13 +555,11 @@ def test_tolerance_forgives_what_is_not_larger():
 
 def test_shapes_that_differ_are_named():
     """They cannot be compared, so both are shown; no tolerance forgives them."""
-    found = diverge(
-        {"input": [0.0], "layers.0.value": [[1.0, 2.0]]}, {"input": [0.0], "layers.0.value": [1.0, 2.0]}, 9
-    )
+    whole, flat = ({"input": [0.0], "layers.0.value": value} for value in ([[1.0, 2.0]], [1.0, 2.0]))
+    found = diverge(whole, flat, tolerance=9)
     assert found.shapes == ((1, 2), (2,))
-    assert "layers.0.value is (1, 2), not (2,); 1 operations before it agree. Look at: how the proj" in str(
-        found
-    )
+    assert "layers.0.value is (1, 2), not (2,); operations before it that agree: 1." in str(found)
+    assert "Look at: how the projection" in str(found)
 
 
 @pytest.mark.parametrize("ours", [float("nan"), float("inf")])
