@@ -323,7 +323,7 @@ def chat(
             continue
         messages.append({"role": "user", "content": line})
         prompt = tokenizer.apply_chat_template(messages)
-        go_back(cache, known, prompt)
+        cache.go_back(shared_length(known, prompt))  # only what is new has to be read
         out = generate(
             model,
             torch.tensor([prompt], device=device),
@@ -340,13 +340,10 @@ def chat(
         messages.append({"role": "assistant", "content": answer})
 
 
-def go_back(cache: DynamicCache, known: list[int], prompt: list[int]) -> None:
-    """Keep in the cache what the conversation still begins with, so that only the rest has to be read."""
-    common = next((i for i, (a, b) in enumerate(zip(known, prompt, strict=False)) if a != b), len(known))
-    try:
-        cache.crop(min(common, len(prompt) - 1))
-    except ValueError:  # a layer that slides has dropped what it would need
-        cache.reset()
+def shared_length(known: list[int], prompt: list[int]) -> int:
+    """How many tokens a prompt shares with what is known, leaving at least one of it to be read."""
+    different = (i for i, (a, b) in enumerate(zip(known, prompt, strict=False)) if a != b)
+    return min(next(different, len(known)), len(prompt) - 1)
 
 
 def read_line() -> str | None:

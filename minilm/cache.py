@@ -57,6 +57,10 @@ class DynamicLayer:
             new[:, :, : self.length] = old[:, :, : self.length]
         self.buffers = grown
 
+    def can_crop(self, length: int) -> bool:
+        """Whether the layer still holds what it needs to go back to its first `length` tokens."""
+        return True
+
     def crop(self, length: int) -> None:
         """Forget all tokens after the first `length`."""
         self.length = min(self.length, length)
@@ -136,19 +140,21 @@ class SlidingLayer(DynamicLayer):
         self.length += key.shape[2]
         return self.buffers
 
+    def can_crop(self, length: int) -> bool:
+        dropped = max(self.length - length, 0)
+        return dropped == 0 or self.buffers[0].shape[2] - dropped >= self.kept(length)
+
     def crop(self, length: int) -> None:
         """Forget all tokens after the first `length`; only those of the last update can be taken back."""
-        dropped = max(self.length - length, 0)
-        if dropped == 0:
-            return
-        held = self.buffers[0].shape[2]
-        if held - dropped < self.kept(length):
+        if not self.can_crop(length):
             raise ValueError(
                 f"this layer slides over {self.window} tokens and has dropped what it would need to go back "
                 f"from {self.length} to {length} tokens; only the tokens of the last update can be taken back"
             )
-        self.buffers = tuple(buffer[:, :, : held - dropped] for buffer in self.buffers)
-        self.length = length
+        dropped = max(self.length - length, 0)
+        if dropped:
+            self.buffers = tuple(buffer[:, :, : buffer.shape[2] - dropped] for buffer in self.buffers)
+            self.length = length
 
 
 def check_fits(held: Tensor, new: Heads) -> None:
@@ -184,8 +190,16 @@ class DynamicCache:
             raise ValueError(
                 f"a cache cannot be cropped to {length} tokens; give how many to keep, 0 or more"
             )
-        for layer in self.layers:
+        for layer in sorted(self.layers, key=lambda layer: layer.can_crop(length)):  # one that refuses, first
             layer.crop(length)
+
+    def go_back(self, length: int) -> int:
+        """Crop to `length` tokens, or forget everything where a sliding layer cannot; return what is left."""
+        if all(layer.can_crop(length) for layer in self.layers):
+            self.crop(length)
+        else:
+            self.reset()
+        return self.length
 
     def reset(self) -> None:
         """Forget everything, as if new."""

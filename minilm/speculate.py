@@ -41,7 +41,7 @@ class DraftModel:
             (i for i, (a, b) in enumerate(zip(self.seen, ids, strict=False)) if a != b), len(self.seen)
         )
         common = min(common, len(ids) - 1)
-        self.cache.crop(common)
+        common = self.cache.go_back(common)
         pending, guesses = ids[common:], []
         while len(guesses) < limit:
             step = torch.tensor([pending], device=self.model.device)

@@ -171,7 +171,7 @@ def kept(logits: Tensor) -> list[int]:
         (0.6, [0, 2]),
         (0.8, [0, 2, 3]),  # .4 + .3 = .7 falls short, so the token that crosses is kept
         (0.95, [0, 1, 2, 3]),
-        (1e-6, [2]),  # the best token always stays
+        (1e-9, [2]),  # the best token always stays, though 1 - p is 1 here
     ],
 )
 def test_top_p_keeps_the_token_that_crosses(p, expected):

@@ -1,0 +1,162 @@
+"""Caches: what they hold, what they refuse, and that going back is as if the tokens had never been read."""
+
+import pytest
+import torch
+
+import minilm
+from minilm.cache import DynamicLayer, SlidingLayer, StaticLayer
+from minilm.families import FAMILIES
+from minilm.parity import randomise
+
+NOISE = 4e-5  # as measured in test_laws.py
+
+
+def heads(length: int, first: int = 0, rows: int = 2) -> torch.Tensor:
+    """Keys whose values say where they stand: [rows, 3, length, 4], with row, head and position in each."""
+    row, head, place = torch.meshgrid(
+        torch.arange(rows), torch.arange(3), torch.arange(first, first + length), indexing="ij"
+    )
+    return (100 * row + 10 * head + 0.01 * place)[..., None].expand(-1, -1, -1, 4).contiguous()
+
+
+def model_of(family: str) -> minilm.CausalLM:
+    model = minilm.CausalLM(FAMILIES[family].read_config(FAMILIES[family].tiny)).eval()
+    model.requires_grad_(False)
+    randomise(model, 1)
+    return model
+
+
+@pytest.mark.parametrize("sizes", [[1] * 9, [5, 1, 3], [70, 1, 90]])
+def test_a_growing_layer_returns_all_it_was_given(sizes):
+    """In order, whatever the pieces, and however often its buffer had to grow."""
+    layer, total = DynamicLayer(), 0
+    for size in sizes:
+        keys, values = layer.update(heads(size, total), -heads(size, total))
+        total += size
+        assert torch.equal(keys, heads(total)) and torch.equal(values, -heads(total))
+
+
+def test_a_growing_layer_copies_each_token_a_constant_number_of_times():
+    """Its buffer doubles: 1000 single tokens move it to a larger place four times after the first 64."""
+    layer, places = DynamicLayer(), set()
+    for index in range(1000):
+        layer.update(heads(1, index), heads(1, index))
+        places.add(layer.buffers[0].shape[2])
+    assert places == {64, 128, 256, 512, 1024}
+
+
+def test_a_growing_layer_can_be_trained_through():
+    """Gradients reach keys of earlier updates, as a concatenation would give them."""
+    first, second = (heads(2, place).requires_grad_() for place in (0, 2))
+    layer = DynamicLayer()
+    layer.update(first, first)
+    keys, _ = layer.update(second, second)
+    (keys * torch.arange(4.0)[:, None]).sum().backward()
+    assert first.grad[0, 0, :, 0].tolist() == [0, 1]
+    assert second.grad[0, 0, :, 0].tolist() == [2, 3]
+
+
+@pytest.mark.parametrize("sizes", [[1] * 9, [9], [5, 1, 3], [2, 7]])
+def test_a_sliding_layer_keeps_one_less_than_its_window(sizes):
+    """It returns what it stored and what is new; window - 1 are stored, for the next query brings its own."""
+    window, layer, total = 4, SlidingLayer(4), 0
+    for size in sizes:
+        first = layer.first_position
+        assert first == max(total - (window - 1), 0)
+        keys, _ = layer.update(heads(size, total), heads(size, total))
+        total += size
+        assert torch.equal(keys, heads(total - first, first))
+
+
+def test_a_window_of_one_keeps_nothing():
+    """Each token sees only itself."""
+    layer = SlidingLayer(1)
+    layer.update(heads(3), heads(3))
+    keys, _ = layer.update(heads(1, 3), heads(1, 3))
+    assert torch.equal(keys, heads(1, 3))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+def test_cropping_is_as_if_never_read(family, kind):
+    """After taking back the tokens of the last call, other tokens give what they give in a fresh cache."""
+    model = model_of(family)
+    make = {
+        "dynamic": lambda: minilm.DynamicCache(model.config),
+        "static": lambda: minilm.StaticCache(model.config, 2, 40),
+    }[kind]
+    ids = torch.randint(0, 190, (2, 20))
+    cache, fresh = make(), make()
+    model(ids[:, :12], cache=cache)
+    model(ids[:, 3:7], cache=cache)
+    cache.crop(13)
+    assert cache.length == 13
+    model(ids[:, :12], cache=fresh)
+    model(ids[:, 3:4], cache=fresh)
+    found, expected = (model(ids[:, 15:18], cache=used).logits for used in (cache, fresh))
+    assert (found - expected).abs().max() <= NOISE
+
+
+def test_going_back_too_far_in_a_sliding_layer_is_refused():
+    """What the window has dropped cannot come back."""
+    layer = SlidingLayer(4)
+    for place in range(8):
+        layer.update(heads(1, place), heads(1, place))
+    layer.crop(7)
+    with pytest.raises(ValueError, match=r"slides over 4 tokens.*back from 7 to 5"):
+        layer.crop(5)
+
+
+def test_repeat_and_select():
+    """Rows in place, one after the other; then any order."""
+    config = FAMILIES["llama"].read_config(FAMILIES["llama"].tiny)
+    cache = minilm.DynamicCache(config)
+    for layer in cache.layers:
+        layer.update(heads(2), heads(2))
+    cache.repeat(3)
+    assert cache.layers[0].buffers[0][:, 0, 0, 0].tolist() == [0, 0, 0, 100, 100, 100]
+    cache.select(torch.tensor([5, 0]))
+    assert cache.layers[1].buffers[1][:, 0, 0, 0].tolist() == [100, 0]
+
+
+def test_a_static_cache_does_not_move():
+    """The same memory before and after, and what it takes is known beforehand."""
+    config = FAMILIES["llama"].read_config(FAMILIES["llama"].tiny)
+    cache = minilm.StaticCache(config, batch_size=2, max_length=16)
+    assert cache.nbytes == 2 * config.num_layers * 2 * config.num_kv_heads * 16 * config.head_dim * 4
+    before = [layer.buffers[0].data_ptr() for layer in cache.layers]
+    model_of("llama")(torch.randint(0, 190, (2, 5)), cache=cache)
+    cache.reset()
+    assert cache.length == 0
+    assert before == [layer.buffers[0].data_ptr() for layer in cache.layers]
+
+
+def test_clear_refusals():
+    """Full, of another batch, dtype or structure: the value, what was expected, and what to do."""
+    layer = StaticLayer(2, 3, 4, 4, torch.float32, "cpu")
+    layer.update(heads(3), heads(3))
+    with pytest.raises(ValueError, match="holds 4 tokens; it has 3 and cannot take 2 more"):
+        layer.update(heads(2), heads(2))
+    with pytest.raises(ValueError, match=r"holds 2 rows of 3 heads of 4 dimensions.*have 1, 3 and 4"):
+        layer.update(heads(1, rows=1), heads(1, rows=1))
+    with pytest.raises(ValueError, match=r"holds torch\.float32 on cpu, the new keys are torch\.float64"):
+        layer.update(heads(1).double(), heads(1).double())
+    with pytest.raises(ValueError, match="keeps its 2 rows; 3 were selected"):
+        layer.select(torch.tensor([0, 0, 1]))
+    qwen, llama = (FAMILIES[name].read_config(FAMILIES[name].tiny) for name in ("qwen2", "llama"))
+    with pytest.raises(ValueError, match="layer 0 of this model sees all tokens"):
+        minilm.SlidingWindowCache(qwen)
+    with pytest.raises(ValueError, match="cropped to -1"):
+        minilm.DynamicCache(llama).crop(-1)
+    with pytest.raises(ValueError, match="must be at least 1"):
+        minilm.StaticCache(llama, 0, 5)
+
+
+def test_a_sliding_window_cache_stays_small():
+    """Its memory after 50 single tokens is that of its window."""
+    model = model_of("mistral")
+    cache = minilm.SlidingWindowCache(model.config)
+    for token in torch.randint(0, 190, (50, 1, 1)):
+        model(token, cache=cache)
+    window = model.config.window(0)
+    assert all(layer.buffers[0].shape[2] == window for layer in cache.layers)

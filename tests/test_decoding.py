@@ -1,0 +1,251 @@
+"""Other ways to decode than one token after the other from a growing cache: the same tokens must come out."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from reference import make_reference
+
+import minilm
+from minilm import parity
+from minilm.beam import beam_step
+from minilm.families import FAMILIES
+from minilm.speculate import prompt_lookup
+
+STOPS = [5, 17, 33, 44, 60, 61, 62, 63, 64, 65]  # enough ids for texts to end early
+SEARCHES = {
+    "to the end": {"num_beams": 4},
+    "longer is better": {"num_beams": 3, "length_penalty": 2.0, "eos_token_id": STOPS},
+    "shorter is better": {"num_beams": 2, "length_penalty": -1.0, "eos_token_id": STOPS},
+    "early stopping": {"num_beams": 3, "early_stopping": True, "eos_token_id": STOPS},
+    "penalty": {"num_beams": 2, "repetition_penalty": 1.3},
+}
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """Our model and transformers' from one randomised checkpoint of a family, both eager."""
+    made = {}
+
+    def get(family: str):
+        if family not in made:
+            longer = {"n_positions": 160} if family == "gpt_bigcode" else {}
+            directory, reference = make_reference(family, tmp_path_factory.mktemp("pair"), **longer)
+            made[family] = minilm.load(directory, backend="eager"), reference
+        return made[family]
+
+    return get
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_beam_search_equals_transformers(pair, family, search):
+    """The best text of 64 tokens, unpadded and left-padded, from a growing and from a static cache."""
+    model, reference = pair(family)
+    settings = SEARCHES[search]
+    stops = settings.get("eos_token_id", [])
+    for padding in ("none", "left"):
+        batch = parity.make_batch(model.config.vocab_size, padding)
+        common = {"max_new_tokens": 64, "pad_token_id": 1}
+        expected = reference.generate(
+            batch.input_ids,
+            attention_mask=batch.mask,
+            do_sample=False,
+            **{**settings, **common, "eos_token_id": stops or None},
+        )
+        for cache in ("dynamic", "static"):
+            found = minilm.generate(
+                model,
+                batch.input_ids,
+                batch.mask,
+                cache=cache,
+                **{**settings, **common, "eos_token_id": stops},
+            )
+            assert torch.equal(found, expected), (padding, cache)
+
+
+def test_beam_step_by_hand():
+    """Two beams, three tokens: the best of the six sums, with the beam and the token each comes from."""
+    scores = torch.tensor([[-1.0, -2.0]])
+    log_probs = torch.tensor([[[-3.0, -0.5, -9.0], [-0.25, -8.0, -1.0]]])
+    best, parents, chosen = beam_step(scores, log_probs, 3)
+    assert best.tolist() == [[-1.5, -2.25, -3.0]]
+    assert parents.tolist() == [[0, 1, 1]]
+    assert chosen.tolist() == [[1, 0, 2]]
+
+
+def test_a_beam_search_that_reads_another_beams_past_is_noticed(pair, monkeypatch):
+    """Without reordering the cache, the search gives other texts: the comparison above can fail."""
+    model, _ = pair("qwen2")
+    batch = parity.make_batch(model.config.vocab_size, "none")
+    right = minilm.generate(model, batch.input_ids, num_beams=4, max_new_tokens=32, eos_token_id=[])
+    repeat = minilm.DynamicCache.repeat
+    select = minilm.DynamicCache.select
+    monkeypatch.setattr(
+        minilm.DynamicCache,
+        "repeat",
+        lambda cache, times: select(cache, torch.arange(3).repeat_interleave(times)),
+    )
+    monkeypatch.setattr(minilm.DynamicCache, "select", lambda cache, rows: None)
+    wrong = minilm.generate(model, batch.input_ids, num_beams=4, max_new_tokens=32, eos_token_id=[])
+    monkeypatch.setattr(minilm.DynamicCache, "repeat", repeat)
+    assert not torch.equal(right, wrong)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_static_cache_gives_the_same_tokens(pair, family):
+    """Greedy, with and without padding; a growing cache is compared with transformers elsewhere."""
+    model, _ = pair(family)
+    for padding in ("none", "left"):
+        batch = parity.make_batch(model.config.vocab_size, padding)
+        settings = {"max_new_tokens": 40, "eos_token_id": []}
+        growing = minilm.generate(model, batch.input_ids, batch.mask, **settings)
+        static = minilm.generate(model, batch.input_ids, batch.mask, cache="static", **settings)
+        assert torch.equal(growing, static)
+
+
+class Counting(torch.nn.Module):
+    """A model's decoder that counts how often it runs."""
+
+    def __init__(self, decoder):
+        super().__init__()
+        self.inner, self.calls = decoder, 0
+
+    def __getattr__(self, name):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("inner"), name)
+
+    def forward(self, *args, **kwargs):
+        self.calls += 1
+        return self.inner(*args, **kwargs)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_guessing_ahead_changes_no_token(pair, family):
+    """Good guesses, bad ones and those of another model all end in the greedy text."""
+    model, _ = pair(family)
+    ids = torch.randint(0, model.config.vocab_size, (1, 6)).repeat(1, 3)
+    stop = minilm.generate(model, ids, max_new_tokens=40, eos_token_id=[])[0, 30].item()
+    other = minilm.CausalLM(model.config).eval()
+    for stops in ([], [stop]):
+        settings = {"max_new_tokens": 40, "eos_token_id": stops}
+        greedy = minilm.generate(model, ids, **settings)
+        for draft in ("lookup", model, other):
+            assert torch.equal(greedy, minilm.generate(model, ids, draft=draft, **settings))
+
+
+def test_right_guesses_save_steps(pair):
+    """With itself as the draft every guess is right: 9 tokens a step."""
+    model, _ = pair("llama")
+    ids = torch.randint(0, model.config.vocab_size, (1, 6))
+    draft = minilm.CausalLM(model.config).eval()
+    draft.load_state_dict(model.state_dict())
+    counting = model.decoder = Counting(model.decoder)
+    try:
+        minilm.generate(model, ids, max_new_tokens=45, eos_token_id=[], draft=draft)
+    finally:
+        model.decoder = counting.inner
+    assert counting.calls == 5
+
+
+def test_prompt_lookup_by_hand():
+    """What followed the latest earlier occurrence of the longest matching ending."""
+    assert prompt_lookup([1, 2, 3, 9, 1, 2, 3, 8, 7, 1, 2, 3], 2) == [8, 7]
+    assert prompt_lookup([4, 5, 6, 7, 6], 3) == [7, 6]
+    assert prompt_lookup([1, 2, 3], 4) == []
+    assert prompt_lookup([1], 4) == []
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_conversation_goes_on_from_its_cache(pair, family):
+    """Giving the whole text and the cache of its beginning equals computing all of it anew."""
+    model, _ = pair(family)
+    cache = minilm.DynamicCache(model.config)
+    ids = torch.randint(0, model.config.vocab_size, (1, 7))
+    settings = {"max_new_tokens": 6, "eos_token_id": []}
+    first = minilm.generate(model, ids, cache=cache, **settings)
+    assert cache.length == first.shape[1] - 1
+    longer = torch.cat((first, torch.randint(0, model.config.vocab_size, (1, 5))), dim=1)
+    assert torch.equal(
+        minilm.generate(model, longer, cache=cache, **settings), minilm.generate(model, longer, **settings)
+    )
+
+
+def test_settings_that_exclude_each_other(pair):
+    """Each names what was asked for and what to do."""
+    model, _ = pair("llama")
+    ids = torch.tensor([[1, 2, 3]])
+    cache = minilm.DynamicCache(model.config)
+    minilm.generate(model, ids, cache=cache, max_new_tokens=3, eos_token_id=[])
+    for settings, words in [
+        ({"num_beams": 0}, "num_beams is 0"),
+        ({"num_beams": 2, "do_sample": True}, "does not draw"),
+        ({"num_beams": 2, "streamer": minilm.TextStreamer.__new__(minilm.TextStreamer)}, "streamed"),
+        ({"draft": "lookup", "num_beams": 2}, "one row of greedy"),
+        ({"draft": "oracle"}, "draft is 'oracle'"),
+        ({"cache": "elastic"}, "cache is 'elastic'"),
+        ({"cache": cache}, "the cache has seen 5 tokens"),
+        ({"compile": True, "num_beams": 2}, "compile=True"),
+        ({"min_p": 1.5}, "min_p is 1.5"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            minilm.generate(model, ids, **settings)
+
+
+COMPILED = """
+import sys, tempfile, torch, minilm
+from minilm import families, parity
+
+torch.set_num_threads(1)
+for family in {families}:
+    tiny = dict(families.get_family(family).tiny)
+    tiny |= {{key: 128 for key in ("max_position_embeddings", "n_positions") if key in tiny}}
+    model = minilm.CausalLM(families.get_family(family).read_config(tiny)).eval()
+    parity.randomise(model, 0)
+    for padding, rows in (("none", 1), ("left", 3)):
+        batch = parity.make_batch(190, padding, rows=rows)
+        settings = dict(max_new_tokens=24, eos_token_id=[])
+        plain = minilm.generate(model, batch.input_ids, batch.mask, **settings)
+        fast = minilm.generate(model, batch.input_ids, batch.mask, compile=True, **settings)
+        assert torch.equal(plain, fast), (family, padding)
+print("equal")
+"""
+
+
+def run_script(script: str, **environment: str) -> subprocess.CompletedProcess:
+    """A process of its own: the shape checks of this one cannot be compiled."""
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        cwd=Path(minilm.__file__).parents[1],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+
+
+@pytest.mark.slow
+def test_the_compiled_step_gives_the_same_tokens():
+    """Two structures far apart: windows, RoPE and RMSNorm; learned positions and one key head.
+
+    One row takes the fused multiply-and-sum, three rows with padding take matrix products.
+    """
+    ended = run_script(COMPILED.format(families=["qwen2", "gpt_bigcode"]))
+    assert ended.stdout == "equal\n", ended.stderr
+    assert ended.stderr.count("compiling the decoding step") == 4  # two structures, one and three rows
+
+
+def test_without_a_compiler_it_says_so_and_goes_on(tmp_path):
+    """One line on stderr, and the same tokens."""
+    ended = run_script(
+        COMPILED.format(families=["llama"]), CXX="no-such-compiler", TORCHINDUCTOR_CACHE_DIR=str(tmp_path)
+    )
+    assert ended.stdout == "equal\n", ended.stderr
+    assert "going on without compile=True" in ended.stderr
+    assert "Traceback" not in ended.stderr
