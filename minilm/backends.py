@@ -1,8 +1,8 @@
 """Three ways to compute attention behind one interface: the model never knows which one runs.
 
-A backend takes queries, keys and values per head (fewer key heads than query heads under GQA), a boolean mask
-or None for plain causal attention, and returns the context of every head; eager also returns the attention
-weights.
+A backend takes queries, keys and values per head (fewer key heads than query heads under GQA) and a boolean
+mask, or None for plain causal attention, and returns the context of every head. Only eager also returns the
+attention weights; only flash also takes the boundaries of packed texts in place of a mask.
 """
 
 from collections.abc import Callable
@@ -56,8 +56,7 @@ def eager_attention(
 ) -> tuple[Queries, Weights]:
     """Attention as the formula says it, one operation a line: softmax(Q·Kᵀ·scale + bias)·V.
 
-    Every step is rounded as transformers 5.23 rounds it on CPU; the other backends are compared with this
-    one.
+    Every step is rounded as transformers 5.23 rounds it on CPU. shrink and softmax are ModelConfig.softmax.
     Source: Vaswani et al. 2017, §3.2.1.
     """
     groups = query.shape[1] // key.shape[1]
@@ -88,8 +87,7 @@ def sdpa_attention(
     batch, heads, query_length, head_dim = query.shape
     kv_heads = key.shape[1]
     if query_length == 1 and (mask is None or mask.shape[1] == 1):
-        # One query per head: the heads of a group become the queries of their key head, so no key is
-        # repeated.
+        # One query per head: the heads of a group become queries of their key head, so no key is repeated.
         grouped = query.reshape(batch, kv_heads, heads // kv_heads, head_dim)
         context = nn.functional.scaled_dot_product_attention(
             grouped, key, value, attn_mask=mask, dropout_p=dropout, scale=scale

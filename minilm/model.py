@@ -62,9 +62,8 @@ class DecoderOutput:
     hidden: Hidden  # after the final norm
     cache: DynamicCache | None
     attentions: tuple[Tensor, ...] | None  # per block: [batch, heads, query, key]
-    hidden_states: (
-        tuple[Hidden, ...] | None
-    )  # the embeddings, then after each block; the last one is normalised
+    # The embeddings, then the stream after each block; the last one is normalised.
+    hidden_states: tuple[Hidden, ...] | None
 
 
 class Decoder(nn.Module):
@@ -152,10 +151,9 @@ class Decoder(nn.Module):
 
     def _packing(self, attention_mask: Tensor | None, x: Hidden, seen: int) -> Packing | None:
         """How to leave the padding out, where the backend can: then the blocks see one row of real tokens."""
+        # A single token per row has no padding around it, and on a CPU torch's own kernel is faster then.
         if self.backend != "flash" or (x.shape[1] == 1 and x.device.type == "cpu"):
-            return (
-                None  # a single token per row has no padding among it, and torch's kernel is the faster one
-            )
+            return None
         if attention_mask is not None and attention_mask.ndim != 2:
             raise ValueError(
                 "the flash backend takes padding masks only; set model.backend = 'sdpa' for 4-D masks"

@@ -47,8 +47,7 @@ FAMILY = Family(
     token_ids=(2, 1, 0),
     tiny={
         "model_type": "gemma", "vocab_size": 193, "hidden_size": 40, "intermediate_size": 72,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 64,
-        "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2,
+        "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+        "max_position_embeddings": 64, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2,
     },
 )  # fmt: skip

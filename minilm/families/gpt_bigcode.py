@@ -84,8 +84,7 @@ FAMILY = Family(
     ),
     ignored_tensors=r"\.attn\.(bias|masked_bias)$|^transformer\.bias$",
     tiny={
-        "model_type": "gpt_bigcode", "vocab_size": 191, "n_embd": 48, "n_layer": 3,
-        "n_head": 6, "n_positions": 64,
-        "n_inner": 80, "bos_token_id": 0, "eos_token_id": 0,
+        "model_type": "gpt_bigcode", "vocab_size": 191, "n_embd": 48, "n_layer": 3, "n_head": 6,
+        "n_positions": 64, "n_inner": 80, "bos_token_id": 0, "eos_token_id": 0,
     },
 )  # fmt: skip

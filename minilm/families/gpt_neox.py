@@ -76,8 +76,7 @@ FAMILY = Family(
     ignored_tensors=r"\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)$",
     tiny={
         "model_type": "gpt_neox", "vocab_size": 197, "hidden_size": 48, "intermediate_size": 96,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4, "max_position_embeddings": 64,
+        "num_hidden_layers": 3, "num_attention_heads": 4, "max_position_embeddings": 64,
         "rotary_pct": 0.5, "bos_token_id": 0, "eos_token_id": 0,
     },
 )  # fmt: skip

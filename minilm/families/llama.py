@@ -33,11 +33,7 @@ WEIGHTS = {
 
 
 def read_heads(keys: Keys, num_kv_heads: int | None = None) -> dict:
-    """Key heads that a file sets to null are as many as the query heads; a head's width is its share if not
-    given.
-
-    num_kv_heads: what a file means that does not say; None means null.
-    """
+    """Key heads: num_kv_heads where a file does not say, as many as query heads where it says null."""
     return {
         "num_kv_heads": keys("num_key_value_heads", num_kv_heads) or keys("num_attention_heads"),
         "head_dim": keys("head_dim", None) or keys.head_width("hidden_size", "num_attention_heads"),
@@ -86,8 +82,7 @@ FAMILY = Family(
     token_ids=(1, 2, None),
     tiny={
         "model_type": "llama", "vocab_size": 199, "hidden_size": 48, "intermediate_size": 80,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 6, "num_key_value_heads": 2, "max_position_embeddings": 64,
-        "rms_norm_eps": 1e-5,
+        "num_hidden_layers": 3, "num_attention_heads": 6, "num_key_value_heads": 2,
+        "max_position_embeddings": 64, "rms_norm_eps": 1e-5,
     },
 )  # fmt: skip

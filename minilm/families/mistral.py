@@ -36,8 +36,7 @@ FAMILY = Family(
     token_ids=(1, 2, None),
     tiny={
         "model_type": "mistral", "vocab_size": 199, "hidden_size": 48, "intermediate_size": 80,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 6, "num_key_value_heads": 2, "max_position_embeddings": 64,
-        "sliding_window": 6,
+        "num_hidden_layers": 3, "num_attention_heads": 6, "num_key_value_heads": 2,
+        "max_position_embeddings": 64, "sliding_window": 6,
     },
 )  # fmt: skip

@@ -54,9 +54,8 @@ FAMILY = Family(
     gguf=GGUFNames("qwen2"),
     tiny={
         "model_type": "qwen2", "vocab_size": 211, "hidden_size": 48, "intermediate_size": 80,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 6, "num_key_value_heads": 2, "max_position_embeddings": 64,
-        "rms_norm_eps": 1e-6,
+        "num_hidden_layers": 3, "num_attention_heads": 6, "num_key_value_heads": 2,
+        "max_position_embeddings": 64, "rms_norm_eps": 1e-6,
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
         "use_sliding_window": True, "sliding_window": 5, "max_window_layers": 2,
     },

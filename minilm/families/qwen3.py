@@ -33,7 +33,7 @@ FAMILY = Family(
     gguf=GGUFNames("qwen3"),
     tiny={
         "model_type": "qwen3", "vocab_size": 199, "hidden_size": 48, "intermediate_size": 80,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 12, "max_position_embeddings": 64,
+        "num_hidden_layers": 3, "num_attention_heads": 6, "num_key_value_heads": 2,
+        "head_dim": 12, "max_position_embeddings": 64,
     },
 )  # fmt: skip
