@@ -31,7 +31,7 @@ test: $(READY)
 	@$(PY) -m pytest tests $(if $(NOTEBOOKS),--nbval --nbval-current-env notebooks) $(ARGS)
 
 lab: $(READY)
-	@$(PY) -m jupyterlab $(ARGS) $(or $(wildcard notebooks/00_start_here.ipynb),notebooks)
+	@$(PY) -m jupyterlab $(ARGS) $(firstword $(wildcard notebooks/00_start_here.ipynb) $(wildcard notebooks) .)
 
 lint: $(READY)
 	@$(PY) -m ruff check
