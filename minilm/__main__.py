@@ -74,11 +74,14 @@ def run(
     fetch: Annotated[bool, typer.Option(help="Fetch SmolLM2 if it is not here yet.")] = True,
     question: Annotated[str, typer.Option(help="What to ask it.")] = QUESTION,
 ) -> None:
-    """Compare every family with transformers, then let a real pretrained model answer a question."""
+    """Compare every family with transformers, then let a real pretrained model answer a question.
+
+    Exit code 1 where the comparison finds more than rounding.
+    """
     results = show_progress(
         parity.compare_families(families.FAMILIES), "comparing", count_cases(families.FAMILIES)
     )
-    print_results(results)
+    exact = print_results(results)
     try:
         if fetch:
             fetch_smollm2(say)
@@ -89,8 +92,9 @@ def run(
             highlight=False,
             soft_wrap=True,
         )
-        return
-    ask_smollm2(question)
+    else:
+        ask_smollm2(question)
+    raise typer.Exit(0 if exact else 1)
 
 
 def say(text: str) -> None:

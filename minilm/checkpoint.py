@@ -279,7 +279,10 @@ def save(model: CausalLM, directory: str | os.PathLike, max_shard_bytes: int = 5
             write_json(staged / "generation_config.json", model.generation_config)
         write_json(staged / "config.json", config)
         written = {path.name for path in staged.iterdir()}
+        mask = os.umask(0)
+        os.umask(mask)
         for name in written:
+            os.chmod(staged / name, 0o666 & ~mask)  # safetensors lets only the owner read what it writes
             os.replace(staged / name, directory / name)
     # What an earlier save of another model left would be read instead of the new files, or beside them.
     for path in (*directory.glob("model*.safetensors*"), directory / "generation_config.json"):

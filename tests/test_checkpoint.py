@@ -790,3 +790,14 @@ def test_loading_half_a_gigabyte_takes_its_size_once(tmp_path):
     loaded, used = map(int, run.stdout.split())
     assert loaded < 0.2 * size
     assert used < 1.2 * size
+
+
+def test_saved_files_can_be_read_by_others(tmp_path):
+    """With the permissions that any new file gets: a teacher's models in a shared folder are of use."""
+    plain = tmp_path / "plain"
+    plain.touch()
+    model = minilm.CausalLM(FAMILIES["llama"].read_config(FAMILIES["llama"].tiny))
+    model.family = "llama"
+    minilm.save(model, tmp_path / "saved")
+    for path in (tmp_path / "saved").iterdir():
+        assert path.stat().st_mode == plain.stat().st_mode, path.name

@@ -143,8 +143,11 @@ def test_as_a_program(tmp_path, bare_model):
     assert done.stderr == "error: smollm2 has not been fetched yet; run: python -m minilm fetch smollm2\n"
 
 
-def test_brackets_are_not_taken_for_markup(minilm_command):
-    """Names come back as they were typed, whatever stands in them."""
+def test_brackets_are_not_taken_for_markup(minilm_command, tmp_path):
+    """Names come back as they were typed, whatever stands in them; in answers and in errors."""
+    directory = tmp_path / "a [bold]model[/bold]"
+    parity.make_checkpoint(get_family("llama"), directory)
+    assert minilm_command("inspect", directory).out.startswith(f"{directory}: a llama model\n")
     refused(minilm_command("inspect", "no[bold]such[/bold]model[/]"), "'no[bold]such[/bold]model[/]'")
 
 

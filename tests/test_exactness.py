@@ -278,6 +278,18 @@ def test_inputs_embeds_are_equal(pair, family, dtype):
     assert_equal(both.model(inputs_embeds=embeds).logits, expected)
 
 
+@both_dtypes
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "gpt_bigcode"])
+@torch.no_grad()
+def test_far_positions_are_equal(pair, family, dtype):
+    """Positions beyond 256, which bf16 cannot tell apart: angles are fp32 whatever the model computes in."""
+    both = pair(family, dtype)
+    ids = both.batch().input_ids
+    positions = torch.arange(1001, 1001 + ids.shape[1])[None]
+    expected = both.reference(ids, position_ids=positions, use_cache=False).logits
+    assert_equal(both.model(ids, position_ids=positions).logits, expected)
+
+
 @pytest.mark.parametrize("keep", [1, 3])
 @every_family
 @torch.no_grad()

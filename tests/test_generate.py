@@ -619,3 +619,28 @@ def test_greedy_draws_nothing(model):
     state = torch.get_rng_state()
     minilm.generate(model, ids, max_new_tokens=4)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_streamer_keeps_the_space_after_the_prompt():
+    """Tokenizers that mark words by the space before them drop it where a text begins, not inside."""
+
+    class Words:
+        def decode(self, ids, skip_special_tokens):
+            return " ".join(f"w{index}" for index in ids)
+
+    file = io.StringIO()
+    streamer = minilm.TextStreamer.__new__(minilm.TextStreamer)
+    streamer.tokenizer, streamer.file = Words(), file
+    streamer._start()
+    streamer.put(torch.tensor([[1, 2, 3]]))
+    streamer.put(torch.tensor([4]))
+    streamer.end()
+    assert file.getvalue() == " w4\n"
+
+
+def test_a_streamer_prints_one_row(model):
+    """The rows of a batch would be printed into each other."""
+    streamer = minilm.TextStreamer.__new__(minilm.TextStreamer)
+    streamer._start()
+    with pytest.raises(ValueError, match="prints one row, not 2"):
+        streamer.put(torch.tensor([[1], [2]]))
