@@ -295,7 +295,7 @@ class PromptStreamer(TextStreamer):
         self.prompt = prompt
 
     def put(self, ids: torch.Tensor) -> None:
-        if not self.prompt_seen:
+        if self.before is None:
             print(self.prompt, end="", flush=True)
         super().put(ids)
 
