@@ -1,10 +1,13 @@
-"""The command line: python -m minilm run | parity | generate | chat | inspect | fetch."""
+"""The command line: python -m minilm run | parity | bench | generate | chat | inspect | fetch."""
 
 import dataclasses
+import importlib.util
 import itertools
 import sys
+import tempfile
 import time
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Annotated
 
 import torch
@@ -14,10 +17,10 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from minilm import backends, checkpoint, describe, families, parity
+from minilm import backends, bench, checkpoint, describe, families, parity
 from minilm.cache import DynamicCache
 from minilm.config import RopeConfig
-from minilm.fetch import fetch_smollm2
+from minilm.fetch import download_gguf, fetch_smollm2
 from minilm.generate import TextStreamer, generate
 from minilm.tokenizer import Tokenizer, load_tokenizer
 
@@ -246,6 +249,66 @@ def print_results(results: list[parity.Result]) -> bool:
     if any(item.case.dtype == "bf16" and item.case.backend != "eager" for item in results):
         say("In bf16 fused kernels round less often than eager, so near-ties can fall the other way.")
     return all(verdicts.values())
+
+
+# ------------------------------------------------------------------------------------------------------------
+# bench
+
+
+@app.command(name="bench")
+def measure_speed(
+    source: Annotated[str, typer.Argument(help="A directory of a checkpoint, or smollm2.")] = "smollm2",
+    dtype: Annotated[list[str] | None, typer.Option(help="fp32 or bf16; both by default.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="How often each contestant takes its turn.")] = 5,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads to compute with; all by default.")
+    ] = None,
+    compile_reference: Annotated[
+        bool, typer.Option(help="Also transformers' static cache with compile, which takes minutes.")
+    ] = False,
+    folder: Annotated[Path, typer.Option(help="Where cpu.json and cpu.png are written.")] = Path(
+        "benchmarks"
+    ),
+) -> None:
+    """Measure speed and memory beside transformers', and llama.cpp's where llama-cpp-python is installed."""
+    dtypes = {name: parity.DTYPES[name] for name in dtype or parity.DTYPES if dtype_named(name)}
+    directory = fetch_smollm2(say) if source == "smollm2" else parity.directory_of(source)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    say("measuring the machine's limits")
+    limits = {"memory GB/s": bench.memory_bandwidth() / 1e9}
+    limits |= {
+        f"matrix products GFLOP/s, {name}": bench.matrix_rate(kind) / 1e9 for name, kind in dtypes.items()
+    }
+    say("\n".join(f"  {name}: {value:.1f}" for name, value in limits.items()))
+    with tempfile.TemporaryDirectory() as temporary:
+        ggufs = llama_files(Path(temporary), dtypes) if source == "smollm2" else {}
+        results = []
+        for result in bench.measure_all(directory, dtypes, rounds, ggufs, compile_reference):
+            results.append(result)
+            say(
+                f"  {result.work:26} {result.dtype}  {result.contestant:28} "
+                f"{1e3 * result.seconds:9.2f} ms per {result.unit:5} {result.ratio:6.2f} times"
+            )
+    memory = [
+        {"library": library, "dtype": name, "bytes": bench.peak_memory(library, directory, kind)}
+        for name, kind in dtypes.items()
+        for library in (bench.REFERENCE, "minilm")
+    ]
+    for item in memory:
+        peak = "unknown on this system" if item["bytes"] is None else f"{item['bytes'] / 1e6:.0f} MB"
+        say(f"  peak memory                {item['dtype']}  {item['library']:28} {peak:>12}")
+    data, picture = bench.write(bench.as_report(results, limits, memory), folder)
+    say(f"written: {data} and {picture}")
+
+
+def llama_files(folder: Path, dtypes: Iterable[str]) -> dict[str, Path]:
+    """SmolLM2 for llama.cpp in each dtype; nothing where llama-cpp-python is not installed."""
+    if importlib.util.find_spec("llama_cpp") is None:
+        say("llama.cpp is left out: install llama-cpp-python to have it measured too")
+        return {}
+    shipped = download_gguf(folder, say)
+    return {name: bench.requantise(shipped, name, folder / f"{name}.gguf") for name in dtypes}
 
 
 # ------------------------------------------------------------------------------------------------------------

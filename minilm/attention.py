@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from minilm import rope
 from minilm.cache import DynamicLayer
 from minilm.config import ModelConfig
+from minilm.linear import Linear
 from minilm.norm import Norm
 from minilm.packed import PackedLayer, Texts
 
@@ -76,12 +77,12 @@ class Attention(nn.Module):
         self.shrink = layer_index + 1 if config.softmax == "float32_scaled" else None
         query_width, kv_width = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
         if config.qkv_layout == "separate":
-            self.q_proj = nn.Linear(config.hidden_size, query_width, bias=config.qkv_bias)
-            self.k_proj = nn.Linear(config.hidden_size, kv_width, bias=config.qkv_bias)
-            self.v_proj = nn.Linear(config.hidden_size, kv_width, bias=config.qkv_bias)
+            self.q_proj = Linear(config.hidden_size, query_width, bias=config.qkv_bias)
+            self.k_proj = Linear(config.hidden_size, kv_width, bias=config.qkv_bias)
+            self.v_proj = Linear(config.hidden_size, kv_width, bias=config.qkv_bias)
         else:
-            self.qkv_proj = nn.Linear(config.hidden_size, query_width + 2 * kv_width, bias=config.qkv_bias)
-        self.o_proj = nn.Linear(query_width, config.hidden_size, bias=config.out_bias)
+            self.qkv_proj = Linear(config.hidden_size, query_width + 2 * kv_width, bias=config.qkv_bias)
+        self.o_proj = Linear(query_width, config.hidden_size, bias=config.out_bias)
         if config.qk_norm:
             self.q_norm = Norm(config, config.head_dim)
             self.k_norm = Norm(config, config.head_dim)

@@ -55,6 +55,7 @@ def beam_search(
     input_ids: Int[Tensor, "batch length"],
     attention_mask: Int[Tensor, "batch length"] | None,
     cache: DynamicCache,
+    step: Callable[[Tensor, Tensor | None], Tensor],
     *,
     max_new_tokens: int,
     num_beams: int,
@@ -68,9 +69,9 @@ def beam_search(
 
     The score of a text is its summed log-probability over its number of new tokens to the power of
     length_penalty. A prompt is read once; its cache rows are then repeated for the beams, and reordered with
-    them at every step, for a beam that descends from another must also remember what that one read. `adjust`
-    may change the log-probabilities given the tokens of each beam and which of them are real, as a repetition
-    penalty does.
+    them at every step, for a beam that descends from another must also remember what that one read. `step`
+    reads one token per beam and scores the next; `adjust` may change these scores given the tokens of each
+    beam and which of them are real, as a repetition penalty does.
     Source: the search of transformers 5.23, whose rules for when a text counts as ended it follows.
     """
     batch, prompt_length = input_ids.shape
@@ -94,17 +95,17 @@ def beam_search(
         logits = out.logits[:, -1].repeat_interleave(num_beams, dim=0)
         cache.repeat(num_beams)
 
-    for step in range(1, max_new_tokens + 1):
+    for count in range(1, max_new_tokens + 1):
         log_probs = adjust(logits.float().log_softmax(dim=-1), running, attention_mask)
         totals, parents, tokens = beam_step(scores, log_probs.view(batch, num_beams, -1), candidates)
-        ended = torch.isin(tokens, stop_ids) | (step == max_new_tokens)
+        ended = torch.isin(tokens, stop_ids) | (count == max_new_tokens)
 
         for row, found in enumerate(hypotheses):
             for rank in range(num_beams):  # what ranks lower is a reserve, not a result
                 if ended[row, rank] and not found.closed:
                     text = running[first_row[row] + parents[row, rank]].flatten()[prompt_length:]
                     found.add(
-                        totals[row, rank].item() / step**length_penalty,
+                        totals[row, rank].item() / count**length_penalty,
                         torch.cat((text, tokens[row, rank, None])),
                     )
 
@@ -112,13 +113,13 @@ def beam_search(
         rows = (first_row + parents.gather(1, kept)).flatten()
         running = torch.cat((running[rows], tokens.gather(1, kept).view(-1, 1)), dim=1)
         for row, found in enumerate(hypotheses):
-            found.close_if_hopeless(scores[row, 0].item() / step**length_penalty, early_stopping)
-        if step == max_new_tokens or all(found.closed for found in hypotheses):
+            found.close_if_hopeless(scores[row, 0].item() / count**length_penalty, early_stopping)
+        if count == max_new_tokens or all(found.closed for found in hypotheses):
             break
         cache.select(rows)
         if attention_mask is not None:
             attention_mask = torch.cat((attention_mask, torch.ones_like(running[:, -1:])), dim=1)
-        logits = model(running[:, -1:], attention_mask=attention_mask, cache=cache).logits[:, -1]
+        logits = step(running[:, -1:], attention_mask)
 
     best = [found.found[0][1] for found in hypotheses]
     longest = max(len(tokens) for tokens in best)

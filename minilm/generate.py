@@ -226,9 +226,9 @@ def generate(
         attention_mask = None if bool(attention_mask.all()) else attention_mask.long()
     if compile:
         require(
-            num_beams == 1 and draft is None and isinstance(cache, str),
+            draft is None and isinstance(cache, str),
             "compile=True compiles the plain step of one token with a cache of its own; "
-            "leave num_beams, draft and cache at their defaults",
+            "leave draft and cache at their defaults",
         )
         cache = "static"
     total = input_ids.shape[1] + max_new_tokens
@@ -243,9 +243,10 @@ def generate(
     if max_new_tokens == 0:
         return input_ids
 
-    def step(token: Tensor, attention_mask: Tensor | None) -> Tensor:
+    def plain_step(token: Tensor, attention_mask: Tensor | None) -> Tensor:
         return model(token, attention_mask=attention_mask, cache=cache).logits[:, -1]
 
+    step = CompiledStep(model, cache) if compile else plain_step
     was_training = model.training
     model.eval()
     try:
@@ -257,6 +258,7 @@ def generate(
                 input_ids,
                 attention_mask,
                 cache,
+                step,
                 max_new_tokens=max_new_tokens,
                 num_beams=num_beams,
                 length_penalty=length_penalty,
@@ -281,7 +283,7 @@ def generate(
             attention_mask,
             cache,
             choosing,
-            CompiledStep(model, cache) if compile else step,
+            step,
             max_new_tokens,
             stop_ids,
             pad_id,

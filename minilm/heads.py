@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from minilm import loss
 from minilm.cache import DynamicCache
 from minilm.config import ModelConfig
+from minilm.linear import Linear, fast_linear
 from minilm.model import Decoder, initialize
 
 
@@ -37,7 +38,7 @@ class CausalLM(nn.Module):
         self.generation_config: dict = {}
         self.decoder = Decoder(config, backend)
         self.lm_head = (
-            None if config.tie_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+            None if config.tie_embeddings else Linear(config.hidden_size, config.vocab_size, bias=False)
         )
         if self.decoder.embed_tokens.weight.device.type != "meta":
             initialize(self, config)
@@ -66,7 +67,8 @@ class CausalLM(nn.Module):
     ) -> Float[Tensor, "batch length vocab"]:
         """The score of every token of the vocabulary after each position."""
         weight = self.decoder.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
-        return nn.functional.linear(hidden, weight)
+        product = nn.functional.linear if self.backend == "eager" else fast_linear
+        return product(hidden, weight)
 
     def forward(
         self,

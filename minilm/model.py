@@ -12,6 +12,7 @@ from minilm import backends, masks, rope
 from minilm.attention import Attention
 from minilm.cache import DynamicCache, DynamicLayer
 from minilm.config import ModelConfig
+from minilm.linear import Linear
 from minilm.mlp import make_mlp
 from minilm.norm import Norm
 from minilm.packed import PackedLayer, Packing, Texts
@@ -47,12 +48,24 @@ class Block(nn.Module):
     ) -> tuple[Hidden, Tensor | None]:
         """Returns the residual stream after this block, and the attention weights if the backend has them."""
         attended, weights = self.attention(self.attention_norm(x), cos_sin, mask, cache, attend)
-        attended = self.dropout(attended)
+        attended = self.drop(attended)
         if self.parallel:
             # The reference adds the two branches first; in floating point the order shows.
-            return self.dropout(self.mlp(self.mlp_norm(x))) + attended + x, weights
+            return self.drop(self.mlp(self.mlp_norm(x))) + attended + x, weights
         x = attended + x
-        return self.dropout(self.mlp(self.mlp_norm(x))) + x, weights
+        return self.drop(self.mlp(self.mlp_norm(x))) + x, weights
+
+    def drop(self, x: Hidden) -> Hidden:
+        """Dropout while training; a call that does nothing would still cost a decoding step its time."""
+        return self.dropout(x) if self.training else x
+
+
+def make_table(entries: int, hidden_size: int) -> nn.Embedding:
+    """An embedding table without starting values: `initialize` or a checkpoint gives it some.
+
+    torch's own would draw them first, and where no memory is allocated yet that loads its whole compiler.
+    """
+    return nn.Embedding.from_pretrained(torch.empty(entries, hidden_size), freeze=False)
 
 
 @dataclass
@@ -72,13 +85,26 @@ class Decoder(nn.Module):
     def __init__(self, config: ModelConfig, backend: str = "sdpa"):
         super().__init__()
         self.config = config
-        self.backend = backend
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = make_table(config.vocab_size, config.hidden_size)
         if config.rope is None:
-            self.embed_positions = nn.Embedding(config.max_positions, config.hidden_size)
+            self.embed_positions = make_table(config.max_positions, config.hidden_size)
         self.dropout = nn.Dropout(config.embedding_dropout)
         self.layers = nn.ModuleList(Block(config, index) for index in range(config.num_layers))
         self.final_norm = Norm(config)
+        self.backend = backend
+
+    @property
+    def backend(self) -> str:
+        """How attention is computed, and with it whether products keep the reference's bits ("eager")."""
+        return self._backend
+
+    @backend.setter
+    def backend(self, name: str) -> None:
+        backends.select(name)  # refuses a name that does not exist
+        self._backend = name
+        for module in self.modules():
+            if isinstance(module, Linear):
+                module.exact = name == "eager"
 
     def embed(self, input_ids: Int[Tensor, "batch length"]) -> Hidden:
         """Look the tokens up in the table, scaled where the model asks for it."""
@@ -186,7 +212,8 @@ class Decoder(nn.Module):
         config = self.config
         # Only dynamic scaling depends on the length, and reading it would make a GPU wait.
         seq_len = int(position_ids.max()) + 1 if config.rope.scaling == "dynamic" else 0
-        inv_freq, scale = rope.frequencies(config.rope, config.rotary_dim, config.max_positions, seq_len)
+        inv_freq = rope.frequencies(config.rope, config.rotary_dim, config.max_positions, seq_len)
+        scale = rope.attention_factor(config.rope)
         return rope.cos_sin(position_ids, inv_freq.to(position_ids.device), dtype, scale)
 
     def _layer_masks(

@@ -102,18 +102,22 @@ def llama3_frequencies(
     return torch.where(is_long, inv_freq / factor, torch.where(is_short, inv_freq, blended))
 
 
+def attention_factor(rope: RopeConfig) -> float:
+    """What a model multiplies cos and sin by: 1, but for YaRN."""
+    return yarn_attention_factor(rope) if rope.scaling == "yarn" else 1.0
+
+
 def frequencies(
     rope: RopeConfig, rotary_dim: int, max_positions: int, seq_len: int
-) -> tuple[Float[Tensor, " half_rotary"], float]:
-    """The inverse frequencies of a model for a text of seq_len tokens, and what multiplies cos and sin."""
+) -> Float[Tensor, " half_rotary"]:
+    """The inverse frequencies of a model for a text of seq_len tokens."""
     if rope.scaling == "dynamic":
-        return dynamic_ntk_frequencies(rotary_dim, rope.theta, rope.factor, max_positions, seq_len), 1.0
+        return dynamic_ntk_frequencies(rotary_dim, rope.theta, rope.factor, max_positions, seq_len)
     if rope.scaling == "yarn":
-        inv_freq = yarn_frequencies(
+        return yarn_frequencies(
             rotary_dim, rope.theta, rope.factor, rope.original_max_positions, rope.beta_fast,
             rope.beta_slow, rope.truncate,
         )  # fmt: skip
-        return inv_freq, yarn_attention_factor(rope)
     inv_freq = inverse_frequencies(rotary_dim, rope.theta)
     if rope.scaling == "linear":
         inv_freq = inv_freq / rope.factor
@@ -121,7 +125,7 @@ def frequencies(
         inv_freq = llama3_frequencies(
             inv_freq, rope.factor, rope.low_freq_factor, rope.high_freq_factor, rope.original_max_positions
         )
-    return inv_freq, 1.0
+    return inv_freq
 
 
 def cos_sin(
@@ -159,11 +163,10 @@ def apply_rope(
     """
     cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)  # one angle for all heads
     rotary_dim = cos.shape[-1]
-
-    def turn(x: Tensor) -> Tensor:
-        if rotary_dim == x.shape[-1]:
-            return x * cos + rotate_half(x) * sin
-        turned, passed = x[..., :rotary_dim], x[..., rotary_dim:]
-        return torch.cat((turned * cos + rotate_half(turned) * sin, passed), dim=-1)
-
-    return turn(query), turn(key)
+    # Queries and keys turn alike, so they are turned together: one token's time is the number of operations.
+    both = torch.cat((query, key), dim=1)
+    turned = both[..., :rotary_dim]
+    turned = turned * cos + rotate_half(turned) * sin
+    if rotary_dim < both.shape[-1]:
+        turned = torch.cat((turned, both[..., rotary_dim:]), dim=-1)
+    return turned.split((query.shape[1], key.shape[1]), dim=1)

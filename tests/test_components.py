@@ -239,8 +239,9 @@ def test_scores_depend_on_the_distance_alone():
 
 def test_linear_scaling_stretches_every_pair():
     plain = rope.inverse_frequencies(8, 10_000.0)
-    found, scale = rope.frequencies(RopeConfig(scaling="linear", factor=4.0), 8, 16, seq_len=0)
-    assert torch.equal(found, plain / 4) and scale == 1.0
+    config = RopeConfig(scaling="linear", factor=4.0)
+    assert torch.equal(rope.frequencies(config, 8, 16, seq_len=0), plain / 4)
+    assert rope.attention_factor(config) == 1.0
 
 
 def test_dynamic_scaling_stretches_slow_pairs_most():
@@ -248,11 +249,10 @@ def test_dynamic_scaling_stretches_slow_pairs_most():
     config, dim, trained = RopeConfig(scaling="dynamic", factor=2.5, theta=100.0), 16, 32
     plain = rope.inverse_frequencies(dim, 100.0)
     for length in (1, trained):
-        assert torch.equal(rope.frequencies(config, dim, trained, length)[0], plain)
+        assert torch.equal(rope.frequencies(config, dim, trained, length), plain)
     for length in (trained + 1, 80):
-        found, scale = rope.frequencies(config, dim, trained, length)
+        found = rope.frequencies(config, dim, trained, length)
         stretch = 2.5 * length / trained - 1.5
-        assert scale == 1.0
         assert found[0] == 1.0
         assert found[-1].item() == pytest.approx(plain[-1].item() / stretch, rel=1e-5)  # powers in fp32
         expected = [(100 * stretch ** (16 / 14)) ** (-2 * i / dim) for i in range(dim // 2)]
@@ -320,7 +320,7 @@ def test_yarn_ramp_without_width():
 def test_yarn_attention_factor(settings, expected):
     config = RopeConfig(scaling="yarn", original_max_positions=16, **settings)
     assert rope.yarn_attention_factor(config) == pytest.approx(expected, rel=1e-12)
-    assert rope.frequencies(config, 8, 64, seq_len=0)[1] == rope.yarn_attention_factor(config)
+    assert rope.attention_factor(config) == rope.yarn_attention_factor(config)
 
 
 @pytest.mark.parametrize("factor", [1.0, 8.0])

@@ -1,0 +1,401 @@
+"""Speed and memory beside the reference's, with the machine's own limits, measured in one run.
+
+Every contestant computes the same work with the same weights, dtype and threads; they take turns, so that a
+machine that slows down slows all of them, and the median of the rounds counts. A decoding step is timed from
+token to token, so that reading the prompt is not part of it.
+"""
+
+import dataclasses
+import functools
+import gc
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from minilm import checkpoint, parity
+from minilm.generate import generate
+from minilm.heads import CausalLM
+from minilm.linear import fast_linear
+
+REFERENCE = "transformers"
+PROMPT, STEPS = 32, 32  # tokens read, and then tokens timed, in each round of decoding
+CONTEXTS = (64, 512, 1024, 2048)
+RAGGED = (32, 101, 170, 238, 307, 375, 444, 512)  # prompts of very different length in one batch
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one contestant needed for one kind of work."""
+
+    work: str
+    dtype: str
+    contestant: str
+    seconds: float  # median of the rounds, per unit
+    unit: str  # "token" or "pass"
+    ratio: float  # how many times as fast as transformers
+
+
+class Clock:
+    """A streamer that notes when each token came."""
+
+    def __init__(self):
+        self.times: list[float] = []
+
+    def put(self, ids: Tensor) -> None:
+        self.times.append(time.perf_counter())
+
+    def end(self) -> None:
+        pass
+
+    def step(self) -> float:
+        """Median seconds from a token to the next; the first entry is the prompt, the second its token."""
+        return statistics.median(b - a for a, b in zip(self.times[1:], self.times[2:], strict=False))
+
+
+@dataclass
+class Pair:
+    """The same checkpoint in both libraries."""
+
+    ours: CausalLM
+    theirs: nn.Module
+
+    @classmethod
+    def load(cls, directory: Path, dtype: torch.dtype) -> "Pair":
+        theirs = parity.load_reference(directory, dtype)
+        theirs.set_attn_implementation("sdpa")  # transformers' default
+        return cls(checkpoint.load(directory, dtype=dtype), theirs)
+
+    def prompt(self, batch: int, length: int) -> Tensor:
+        generator = torch.Generator().manual_seed(length)
+        return torch.randint(self.ours.config.vocab_size, (batch, length), generator=generator)
+
+    def our_generate(self, prompt: Tensor, tokens: int, **settings) -> Tensor:
+        return generate(self.ours, prompt, max_new_tokens=tokens, eos_token_id=[], **settings)
+
+    def their_generate(self, prompt: Tensor, tokens: int, **settings) -> Tensor:
+        return self.theirs.generate(
+            prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=tokens, do_sample=False,
+            eos_token_id=None, pad_token_id=0, **settings,
+        )  # fmt: skip
+
+
+Contestants = dict[str, Callable[[], float]]  # each measures itself once: seconds per unit
+
+
+def seconds(function: Callable[[], object]) -> float:
+    """How long a call takes."""
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def stepping(run: Callable[..., Tensor], prompt: Tensor, tokens: int, **settings) -> Callable[[], float]:
+    """A measurement of one decoding step of `run`, one of Pair's two."""
+
+    def measure() -> float:
+        clock = Clock()
+        run(prompt, tokens, streamer=clock, **settings)
+        return clock.step()
+
+    return measure
+
+
+def decoding(pair: Pair, batch: int, prompt_length: int = PROMPT) -> Contestants:
+    """One new token for each row of a batch."""
+    prompt = pair.prompt(batch, prompt_length)
+    return {
+        REFERENCE: stepping(pair.their_generate, prompt, STEPS),
+        "minilm": stepping(pair.our_generate, prompt, STEPS),
+        "minilm compiled": stepping(pair.our_generate, prompt, STEPS, compile=True),
+    }
+
+
+def beams(pair: Pair, num_beams: int) -> Contestants:
+    """One step of beam search: nothing is streamed, so a run of one token is taken from a longer one."""
+    prompt = pair.prompt(1, PROMPT)
+
+    def measure(run: Callable) -> float:
+        short, long = (seconds(lambda n=n: run(prompt, n, num_beams=num_beams)) for n in (1, 1 + STEPS))
+        return (long - short) / STEPS
+
+    return {
+        REFERENCE: lambda: measure(pair.their_generate),
+        "minilm": lambda: measure(pair.our_generate),
+    }
+
+
+def prefill(pair: Pair, length: int) -> Contestants:
+    """Reading a prompt: one pass that fills a cache and scores the token after it."""
+    prompt = pair.prompt(1, length)
+    return {
+        REFERENCE: lambda: seconds(lambda: pair.their_generate(prompt, 1)),
+        "minilm": lambda: seconds(lambda: pair.our_generate(prompt, 1)),
+    }
+
+
+def ragged_prefill(pair: Pair, lengths: tuple[int, ...] = RAGGED) -> Contestants:
+    """Reading prompts of very different lengths in one batch: padded, and with the padding left out."""
+    prompt = pair.prompt(len(lengths), max(lengths))
+    mask = (torch.arange(max(lengths)) >= max(lengths) - torch.tensor(lengths)[:, None]).long()
+
+    def measure(model: nn.Module, backend: str | None = None) -> float:
+        if backend is not None:
+            model.backend = backend
+        try:
+            with torch.no_grad():
+                return seconds(lambda: model(prompt, attention_mask=mask, logits_to_keep=1))
+        finally:
+            if backend is not None:
+                model.backend = "sdpa"
+
+    return {
+        REFERENCE: lambda: measure(pair.theirs),
+        "minilm": lambda: measure(pair.ours, "sdpa"),
+        "minilm packed": lambda: measure(pair.ours, "flash"),
+    }
+
+
+def static_compiled_reference(pair: Pair) -> Contestants:
+    """transformers with its static cache and a compiled forward pass; it compiles for minutes."""
+    pair.theirs.forward = torch.compile(pair.theirs.forward)
+    return {
+        "transformers static+compile": stepping(
+            pair.their_generate, pair.prompt(1, PROMPT), STEPS, cache_implementation="static"
+        )
+    }
+
+
+def llama_cpp(gguf: Path) -> Callable[[], float]:
+    """llama.cpp's own decoding step on a GGUF file of the same weights and dtype."""
+    from llama_cpp import Llama
+
+    threads = torch.get_num_threads()
+    model = Llama(str(gguf), n_ctx=512, n_threads=threads, n_threads_batch=threads, verbose=False)
+
+    def measure() -> float:
+        model.reset()
+        model.eval(list(range(1000, 1000 + PROMPT)))
+        return statistics.median(seconds(lambda i=i: model.eval([2000 + i])) for i in range(STEPS))
+
+    return measure
+
+
+def requantise(shipped: Path, dtype: str, target: Path) -> Path:
+    """The shipped quantised GGUF file with its weights written out in fp32 or bf16, by llama.cpp itself."""
+    import ctypes
+
+    import llama_cpp
+
+    settings = llama_cpp.llama_model_quantize_default_params()
+    kinds = {"fp32": llama_cpp.LLAMA_FTYPE_ALL_F32, "bf16": llama_cpp.LLAMA_FTYPE_MOSTLY_BF16}
+    settings.ftype, settings.allow_requantize, settings.pure = kinds[dtype], True, True
+    llama_cpp.llama_log_set(_quiet(), None)
+    if llama_cpp.llama_model_quantize(str(shipped).encode(), str(target).encode(), ctypes.byref(settings)):
+        raise RuntimeError(f"llama.cpp could not write {shipped} as {dtype}")
+    return target
+
+
+@functools.cache  # llama.cpp keeps the pointer, so the object must live on
+def _quiet():
+    import llama_cpp
+
+    return llama_cpp.llama_log_callback(lambda *_: None)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# The race
+
+
+def race(
+    work: str, dtype: str, contestants: Contestants, rounds: int, unit: str = "token"
+) -> Iterator[Result]:
+    """Let the contestants take turns and give their medians; each runs once before, to warm up."""
+    for measure in contestants.values():
+        measure()
+    taken = {name: [] for name in contestants}
+    for _ in range(rounds):
+        for name, measure in contestants.items():
+            taken[name].append(measure())
+    medians = {name: statistics.median(times) for name, times in taken.items()}
+    for name, median in medians.items():
+        yield Result(work, dtype, name, median, unit, medians[REFERENCE] / median)
+
+
+def measure_all(
+    directory: Path,
+    dtypes: dict[str, torch.dtype],
+    rounds: int,
+    ggufs: dict[str, Path],
+    compile_reference: bool = False,
+) -> Iterator[Result]:
+    """Every kind of work in every dtype, one result after the other."""
+    for name, dtype in dtypes.items():
+        pair = Pair.load(directory, dtype)
+        rivals = {"llama.cpp": llama_cpp(ggufs[name])} if name in ggufs else {}
+        yield from race("decode, 1 row", name, decoding(pair, 1) | rivals, rounds)
+        rivals.clear()
+        yield from race("decode, 8 rows", name, decoding(pair, 8), rounds)
+        yield from race("beam search, 4 beams", name, beams(pair, 4), rounds)
+        yield from race("prefill, 1024 tokens", name, prefill(pair, 1024), rounds, "pass")
+        yield from race("prefill, 8 ragged prompts", name, ragged_prefill(pair), rounds, "pass")
+        for context in CONTEXTS:
+            yield from race(f"decode after {context}", name, decoding(pair, 1, context), max(rounds // 2, 1))
+        if compile_reference:
+            contestants = {REFERENCE: decoding(pair, 1)[REFERENCE]} | static_compiled_reference(pair)
+            yield from race("decode, 1 row, compiled reference", name, contestants, rounds)
+        del pair
+        gc.collect()
+    with tempfile.TemporaryDirectory() as folder:
+        small = Pair.load(save_small_model(directory, Path(folder)), torch.float32)
+        yield from race("decode, 1 M parameters", "fp32", decoding(small, 1), rounds)
+
+
+def save_small_model(like: Path, folder: Path) -> Path:
+    """A model of about a million parameters with fresh weights, of the same structure as another."""
+    family, config = checkpoint.read_config(like)
+    sizes = {"vocab_size": 2048, "hidden_size": 128, "num_layers": 4, "intermediate_size": 352,
+             "num_heads": 4, "num_kv_heads": 2, "head_dim": 32}  # fmt: skip
+    model = CausalLM(config.replace(**sizes, bos_token_id=None, eos_token_ids=(), pad_token_id=None))
+    model.family = family.model_type
+    checkpoint.save(model, folder)
+    return folder
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Limits and memory
+
+
+def memory_bandwidth(megabytes: int = 512, rounds: int = 9) -> float:
+    """Bytes per second at which all threads together read memory: the sum of an array no cache can hold."""
+    array = torch.ones(megabytes * 2**20 // 4)
+    array.sum()
+    return array.nbytes / statistics.median(seconds(array.sum) for _ in range(rounds))
+
+
+def matrix_rate(dtype: torch.dtype, size: int = 2048, rounds: int = 5) -> float:
+    """Floating point operations per second in a large product of matrices."""
+    x, layer = torch.randn(size, size, dtype=dtype), torch.randn(size, size, dtype=dtype)
+    with torch.no_grad():
+        fast_linear(x, layer)
+        return 2 * size**3 / statistics.median(seconds(lambda: fast_linear(x, layer)) for _ in range(rounds))
+
+
+MEMORY_PROBE = """
+import sys, torch
+from pathlib import Path
+def used(field):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+library, directory, dtype = sys.argv[1], sys.argv[2], getattr(torch, sys.argv[3])
+prompt = torch.arange(1000, 1512)[None]
+if library == "minilm":
+    import minilm
+    before = used("VmRSS:")
+    model = minilm.load(directory, dtype=dtype)
+    minilm.generate(model, prompt, max_new_tokens=32, eos_token_id=[])
+else:
+    import json, importlib
+    from transformers import AutoModelForCausalLM, generation
+    kind = json.loads((Path(directory) / "config.json").read_text())["model_type"]
+    importlib.import_module(f"transformers.models.{kind}.modeling_{kind}")
+    before = used("VmRSS:")
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).eval()
+    model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=32, do_sample=False,
+                   eos_token_id=None, pad_token_id=0)
+print(used("VmHWM:") - before)
+"""
+
+
+def peak_memory(library: str, directory: Path, dtype: torch.dtype) -> int | None:
+    """Bytes that loading, reading 512 tokens and decoding 32 add at their peak, in a process of its own.
+
+    None where the system does not tell (only Linux does).
+    """
+    if not Path("/proc/self/status").exists():
+        return None
+    command = [sys.executable, "-c", MEMORY_PROBE, library, str(directory), str(dtype).removeprefix("torch.")]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    if ended.returncode:
+        raise RuntimeError(f"measuring the memory of {library} failed: {ended.stderr.strip()[-500:]}")
+    return int(ended.stdout.split()[-1])
+
+
+def machine() -> dict[str, object]:
+    """What was measured on."""
+    import transformers
+
+    names = [line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
+    return {
+        "cpu": names[0] if names else platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def _lines(path: str) -> list[str]:
+    file = Path(path)
+    return file.read_text().splitlines() if file.exists() else []
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Writing it down
+
+
+def write(report: dict, folder: Path) -> tuple[Path, Path]:
+    """The report as JSON and its ratios as a picture."""
+    folder.mkdir(parents=True, exist_ok=True)
+    data, picture = folder / "cpu.json", folder / "cpu.png"
+    data.write_text(json.dumps(report, indent=1) + "\n")
+    plot(report, picture)
+    return data, picture
+
+
+def as_report(results: list[Result], limits: dict, memory: list[dict]) -> dict:
+    """All that was measured, ready for JSON."""
+    return {
+        "machine": machine(),
+        "limits": limits,
+        "results": [dataclasses.asdict(result) for result in results],
+        "memory": memory,
+    }
+
+
+def plot(report: dict, path: Path) -> None:
+    """How many times as fast as transformers each contestant is, by work; the line at 1 is transformers."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    rows = [row for row in report["results"] if row["contestant"] != REFERENCE]
+    works = list(dict.fromkeys((row["work"], row["dtype"]) for row in rows))
+    names = list(dict.fromkeys(row["contestant"] for row in rows))
+    colours = dict(zip(names, ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9"), strict=False))
+    figure, axes = plt.subplots(figsize=(9, 0.42 * len(works) + 1.4), layout="constrained")
+    height = 0.8 / len(names)
+    for row in rows:
+        place = (
+            works.index((row["work"], row["dtype"])) + (names.index(row["contestant"]) + 0.5) * height - 0.4
+        )
+        axes.barh(place, row["ratio"], height, color=colours[row["contestant"]])
+    axes.axvline(1, color="0.4", linewidth=1)
+    axes.set_yticks(range(len(works)), [f"{work} · {dtype}" for work, dtype in works])
+    axes.invert_yaxis()
+    axes.set_xlabel("times as fast as transformers' default (the line at 1)")
+    axes.set_title(f"{report['machine']['cpu']}, {report['machine']['threads']} threads")
+    handles = [plt.Rectangle((0, 0), 1, 1, color=colours[name]) for name in names]
+    axes.legend(handles, names, loc="lower right")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
