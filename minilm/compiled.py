@@ -2,8 +2,8 @@
 
 Decoding one token multiplies every matrix with a single row, so its time is the time to read the weights. On
 a CPU torch's matrix kernels read them at a fraction of the memory's speed; a multiply-and-sum that the
-compiler fuses reads them at nearly all of it. Here a block of the model is compiled with that change, once,
-for all layers: they have the same shapes, and the weights, the cache and the position are arguments.
+compiler fuses reads them at nearly all of it. Here a few blocks are compiled with that change, once, for all
+layers: they have the same shapes, and the weights, the cache and the position are arguments.
 """
 
 import sys
@@ -21,6 +21,7 @@ from minilm.heads import CausalLM
 from minilm.model import Decoder
 
 SLOTS = 256  # caches are made in multiples of this, so that texts of similar length share a compilation
+GROUP = 4  # at most so many blocks are compiled as one: each call costs time, and so does compiling each
 
 
 class StreamedProducts(TorchFunctionMode):
@@ -32,7 +33,7 @@ class StreamedProducts(TorchFunctionMode):
             if x.numel() == x.shape[-1]:
                 return one_row_linear(*args, **(kwargs or {}))
             if linear.pays(x, weight):
-                return linear.onednn_linear(*args, **(kwargs or {}))
+                return many_row_linear(*args, **(kwargs or {}))
         return function(*args, **(kwargs or {}))
 
 
@@ -42,6 +43,17 @@ def one_row_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
     if bias is not None:
         out = out + bias.float()
     return out.to(x.dtype).view(*x.shape[:-1], -1)
+
+
+@torch.library.custom_op("minilm::many_row_linear", mutates_args=())
+def many_row_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """oneDNN's product as a call that the compiler leaves alone: its own way to it wants constant weights."""
+    return linear.onednn_linear(x, weight, bias)
+
+
+@many_row_linear.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
 
 
 def one_query_attention(
@@ -98,17 +110,18 @@ def _run_start(
     return x, cos_sin, seen
 
 
-def _run_block(
-    block: nn.Module,
+def _run_blocks(
+    blocks: list[nn.Module],
     x: Tensor,
     cos_sin: tuple[Tensor, Tensor] | None,
-    mask: Tensor,
-    keys: Tensor,
-    values: Tensor,
+    seen: list[Tensor],
+    buffers: list[tuple[Tensor, Tensor]],
     place: Tensor,
 ) -> Tensor:
     with StreamedProducts():
-        return block(x, cos_sin, mask, _Slots(keys, values, place), one_query_attention)[0]
+        for block, mask, (keys, values) in zip(blocks, seen, buffers, strict=True):
+            x, _ = block(x, cos_sin, mask, _Slots(keys, values, place), one_query_attention)
+    return x
 
 
 def _run_head(model: CausalLM, x: Tensor) -> Tensor:
@@ -156,8 +169,13 @@ class CompiledStep:
         self.state = "new"
         self.batch = cache.layers[0].buffers[0].shape[0]
         self.slots = torch.arange(cache.max_length, device=model.device)[None]
+        self.functions: dict[Callable, Callable] = {}  # what is compiled, as soon as it is
+        self.inv_freq: Tensor | None = None
         self.valid: Bool[Tensor, "batch slots"] | None = None  # which of them hold no padding
         self.windows = _windows(model.config)
+        count = model.config.num_layers
+        size = max(size for size in range(1, GROUP + 1) if count % size == 0)
+        self.groups = [range(first, first + size) for first in range(0, count, size)]
 
     def __call__(
         self, token: Int[Tensor, "batch 1"], attention_mask: Int[Tensor, "batch keys"] | None
@@ -188,11 +206,15 @@ class CompiledStep:
         # Compiled code knows one layout of its arguments; a column cut out of a batch has another.
         start = (decoder, token.contiguous(), place, self.slots, self.valid, self._inverse_frequencies())
         x, cos_sin, seen = self._call(_run_start, *start)
-        layer_masks = dict(zip(self.windows, seen, strict=True))
-        for index, (block, layer) in enumerate(zip(decoder.layers, cache.layers, strict=True)):
-            mask = layer_masks[decoder.config.window(index)]
-            x = self._call(_run_block, block, x, cos_sin, mask, *layer.buffers, place)
-            layer.length += 1
+        mask = dict(zip(self.windows, seen, strict=True))
+        for group in self.groups:
+            blocks = [decoder.layers[index] for index in group]
+            layers = [cache.layers[index] for index in group]
+            group_masks = [mask[decoder.config.window(index)] for index in group]
+            buffers = [layer.buffers for layer in layers]
+            x = self._call(_run_blocks, blocks, x, cos_sin, group_masks, buffers, place)
+            for layer in layers:
+                layer.length += 1
         return self._call(_run_head, self.model, x)[:, -1]
 
     def _inverse_frequencies(self) -> Tensor | None:
@@ -200,23 +222,27 @@ class CompiledStep:
         config = self.model.config
         if config.rope is None:
             return None
-        seen = self.cache.length + 1
-        inv_freq = rope.frequencies(config.rope, config.rotary_dim, config.max_positions, seen)
-        return inv_freq.to(self.model.device)
+        if self.inv_freq is None or config.rope.scaling == "dynamic":
+            longest = self.cache.length + 1 if self.valid is None else int(self.valid.sum(1).max())
+            inv_freq = rope.frequencies(config.rope, config.rotary_dim, config.max_positions, longest)
+            self.inv_freq = inv_freq.to(self.model.device)
+        return self.inv_freq
 
     def _call(self, function: Callable, *arguments):
-        # All that a compiled function depends on and that its arguments may not change.
-        model, padded = self.model, self.valid is not None
-        shapes = (self.batch, self.cache.max_length, model.dtype, model.device, padded)
-        key = (function, model.config, *shapes, torch.get_num_threads())
-        if key not in _compiled:
-            if function is _run_start:
-                say(
-                    "compiling the decoding step, once for all layers: about 10 s, less when torch has it "
-                    "on disk"
-                )
-            _compiled[key] = _compile(function, arguments)
-        return _compiled[key](*arguments)
+        if function not in self.functions:
+            # All that a compiled function depends on and that its arguments may not change.
+            model, padded = self.model, self.valid is not None
+            shapes = (self.batch, self.cache.max_length, model.dtype, model.device, padded)
+            key = (function, model.config, *shapes, torch.get_num_threads())
+            if key not in _compiled:
+                if function is _run_start:
+                    say(
+                        "compiling the decoding step, once for all layers: about 10 s, less when torch has "
+                        "it on disk"
+                    )
+                _compiled[key] = _compile(function, arguments)
+            self.functions[function] = _compiled[key]
+        return self.functions[function](*arguments)
 
 
 def say(text: str) -> None:
