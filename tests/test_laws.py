@@ -1,6 +1,6 @@
 """Laws that hold for any decoder, so they need no reference: what may not change an answer, and what must.
 
-Measured in fp32 with logits of up to 9, over all families and both backends: other shapes take other kernels,
+Measured in fp32 with logits of up to 9, over all families and backends: other shapes take other kernels,
 which sum in another order, and that moves a logit by up to 2e-5 (80 tokens, one by one), elsewhere by 1.1e-5.
 NOISE is twice the worst. The bugs that these laws are for move logits by 0.1 to 10.
 """
@@ -13,30 +13,43 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minilm import DynamicCache
+from minilm import DynamicCache, StaticCache
 from minilm.families import FAMILIES
 from minilm.heads import CausalLM
 from minilm.parity import randomise
 
 NOISE = 4e-5
 LENGTH = 14  # more than twice the windows of the tiny models
-BACKENDS = ("eager", "sdpa")
 few_examples = settings(max_examples=15, deadline=None, derandomize=True)
-every_model = pytest.mark.parametrize(
-    "family, backend", [(family, backend) for family in FAMILIES for backend in BACKENDS]
-)
+
+
+def every_model_with(*backends: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize(
+        "family, backend", [(family, backend) for family in FAMILIES for backend in backends]
+    )
+
+
+every_model = every_model_with("eager", "sdpa", "flash")
+every_model_that_pads = every_model_with("eager", "sdpa")  # flash leaves padding out, and takes no 4-D masks
 
 
 @functools.cache
-def _model(family: str) -> CausalLM:
-    model = CausalLM(FAMILIES[family].read_config(FAMILIES[family].tiny)).eval().requires_grad_(False)
+def _model(family: str, windows: tuple[int | None, ...] | None) -> CausalLM:
+    config = FAMILIES[family].read_config(FAMILIES[family].tiny)
+    if windows is not None:
+        layers = itertools.islice(itertools.cycle(windows), config.num_layers)
+        config = config.replace(layer_windows=None if windows == (None,) else tuple(layers))
+    model = CausalLM(config).eval().requires_grad_(False)
     randomise(model, seed=1)
     return model
 
 
-def model_of(family: str, backend: str) -> CausalLM:
-    """A small model of this family, always the same, with parameters that hide nothing."""
-    model = _model(family)
+def model_of(family: str, backend: str, windows: tuple[int | None, ...] | None = None) -> CausalLM:
+    """A small model of this family, always the same, with parameters that hide nothing.
+
+    windows: None leaves the family's own; others are given to the layers in turn.
+    """
+    model = _model(family, windows)
     model.backend = backend
     return model
 
@@ -136,6 +149,36 @@ def test_padding_and_chunks_together(family, backend, cuts, lengths, side):
 
 
 @every_model
+@given(
+    windows=st.sampled_from([(None,), (1,), (2, None), (5, 3)]),
+    kind=st.sampled_from(["dynamic", "static"]),
+    cuts=st.sets(st.integers(1, LENGTH - 1), max_size=4),
+    lengths=st.lists(st.integers(0, LENGTH), min_size=2, max_size=3).filter(any),
+    side=st.sampled_from(["left", "right"]),
+)
+@few_examples
+def test_windows_caches_chunks_and_padding_together(family, backend, windows, kind, cuts, lengths, side):
+    """Any of them with any other, beside each row alone, in one shot, through attention as the formula says."""
+    model = model_of(family, backend, windows)
+    ids, mask = tokens(model, rows=len(lengths)), ragged(lengths, side)
+    cache = (
+        DynamicCache(model.config) if kind == "dynamic" else StaticCache(model.config, len(lengths), LENGTH)
+    )
+    found = torch.cat(
+        [
+            model(ids[:, a:b], attention_mask=mask[:, :b], cache=cache).logits
+            for a, b in itertools.pairwise([0, *sorted(cuts), LENGTH])
+        ],
+        dim=1,
+    )
+    assert torch.isfinite(found).all()
+    model = model_of(family, "eager", windows)
+    for row, real in enumerate(mask.bool()):
+        if real.any():
+            assert difference(found[row][real], model(ids[row][real][None]).logits[0]) < NOISE
+
+
+@every_model
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_what_stands_at_padding_is_never_read(family, backend, side):
     """Other tokens there: the same shapes, the same kernels, so real tokens are equal bit for bit."""
@@ -164,7 +207,7 @@ def test_embeddings_stand_for_their_tokens(family, backend):
     assert torch.equal(model(inputs_embeds=model.decoder.embed(ids)).logits, model(ids).logits)
 
 
-@every_model
+@every_model_that_pads
 def test_a_four_dimensional_mask_says_it_all(family, backend):
     """Two documents side by side, hidden from each other by a mask of blocks: each is what it is alone."""
     model = model_of(family, backend)
@@ -181,7 +224,7 @@ def test_a_four_dimensional_mask_says_it_all(family, backend):
     assert difference(found, alone) < NOISE
 
 
-@every_model
+@every_model_that_pads
 def test_a_four_dimensional_mask_goes_through_a_cache(family, backend):
     """A band of four keys, narrower than any window here, in one shot and in pieces."""
     model = model_of(family, backend)
@@ -284,7 +327,7 @@ def test_queries_without_keys_disturb_nobody(family, backend):
     assert difference(logits[:1], model(ids[:1]).logits) < NOISE
 
 
-@every_model
+@every_model_that_pads
 def test_attention_of_a_query_without_keys_is_zero(family, backend):
     """What a padded query takes from others is exactly nothing; o_proj then adds its bias alone."""
     model, contexts = model_of(family, backend), []
