@@ -276,7 +276,8 @@ def measure_speed(
     if threads is not None:
         torch.set_num_threads(threads)
     say("measuring the machine's limits")
-    limits = {"memory GB/s": bench.memory_bandwidth() / 1e9}
+    bandwidth = bench.memory_bandwidth()
+    limits = {"memory GB/s": bandwidth / 1e9}
     limits |= {
         f"matrix products GFLOP/s, {name}": bench.matrix_rate(kind) / 1e9 for name, kind in dtypes.items()
     }
@@ -284,7 +285,7 @@ def measure_speed(
     with tempfile.TemporaryDirectory() as temporary:
         ggufs = llama_files(Path(temporary), dtypes) if source == "smollm2" else {}
         results = []
-        for result in bench.measure_all(directory, dtypes, rounds, ggufs, compile_reference):
+        for result in bench.measure_all(directory, dtypes, rounds, bandwidth, ggufs, compile_reference):
             results.append(result)
             say(
                 f"  {result.work:26} {result.dtype}  {result.contestant:28} "

@@ -165,6 +165,26 @@ def ragged_prefill(pair: Pair, lengths: tuple[int, ...] = RAGGED) -> Contestants
     }
 
 
+def products_alone(pair: Pair) -> Callable[[], float]:
+    """What a step without a compiler cannot go below: every matrix times one row by torch, nothing else."""
+    matrices = [module.weight for module in pair.ours.modules() if isinstance(module, nn.Linear)]
+    if pair.ours.lm_head is None:
+        matrices.append(pair.ours.decoder.embed_tokens.weight)
+    rows = {width: torch.ones(1, 1, width, dtype=pair.ours.dtype) for width in {w.shape[1] for w in matrices}}
+
+    @torch.no_grad()
+    def measure() -> float:
+        return seconds(lambda: [fast_linear(rows[weight.shape[1]], weight) for weight in matrices])
+
+    return measure
+
+
+def weight_bytes(model: CausalLM) -> int:
+    """What decoding one token must read from memory, the cache aside."""
+    embeddings = 0 if model.lm_head is None else model.decoder.embed_tokens.weight.nbytes
+    return sum(weight.nbytes for weight in model.parameters()) - embeddings
+
+
 def static_compiled_reference(pair: Pair) -> Contestants:
     """transformers with its static cache and a compiled forward pass; it compiles for minutes."""
     pair.theirs.forward = torch.compile(pair.theirs.forward)
@@ -235,14 +255,20 @@ def measure_all(
     directory: Path,
     dtypes: dict[str, torch.dtype],
     rounds: int,
+    bandwidth: float,
     ggufs: dict[str, Path],
     compile_reference: bool = False,
 ) -> Iterator[Result]:
-    """Every kind of work in every dtype, one result after the other."""
+    """Every kind of work in every dtype, one result after the other. bandwidth: memory_bandwidth()."""
     for name, dtype in dtypes.items():
         pair = Pair.load(directory, dtype)
         rivals = {"llama.cpp": llama_cpp(ggufs[name])} if name in ggufs else {}
-        yield from race("decode, 1 row", name, decoding(pair, 1) | rivals, rounds)
+        reading = weight_bytes(pair.ours) / bandwidth
+        limits = {
+            "limit: torch's products": products_alone(pair),
+            "limit: memory": lambda reading=reading: reading,
+        }
+        yield from race("decode, 1 row", name, decoding(pair, 1) | rivals | limits, rounds)
         rivals.clear()
         yield from race("decode, 8 rows", name, decoding(pair, 8), rounds)
         yield from race("beam search, 4 beams", name, beams(pair, 4), rounds)
@@ -382,7 +408,11 @@ def plot(report: dict, path: Path) -> None:
     rows = [row for row in report["results"] if row["contestant"] != REFERENCE]
     works = list(dict.fromkeys((row["work"], row["dtype"]) for row in rows))
     names = list(dict.fromkeys(row["contestant"] for row in rows))
-    colours = dict(zip(names, ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9"), strict=False))
+    colours = dict(
+        zip(
+            names, ("#0072B2", "#E69F00", "#009E73", "#999999", "#CCCCCC", "#CC79A7", "#56B4E9"), strict=False
+        )
+    )
     figure, axes = plt.subplots(figsize=(9, 0.42 * len(works) + 1.4), layout="constrained")
     height = 0.8 / len(names)
     for row in rows:

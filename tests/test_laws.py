@@ -158,7 +158,7 @@ def test_padding_and_chunks_together(family, backend, cuts, lengths, side):
 )
 @few_examples
 def test_windows_caches_chunks_and_padding_together(family, backend, windows, kind, cuts, lengths, side):
-    """Any of them with any other, beside each row alone, in one shot, through attention as the formula says."""
+    """Any of them with any other, beside each row alone, in one shot, by the formula of attention."""
     model = model_of(family, backend, windows)
     ids, mask = tokens(model, rows=len(lengths)), ragged(lengths, side)
     cache = (
