@@ -131,6 +131,7 @@ def beams(pair: Pair, num_beams: int) -> Contestants:
     return {
         REFERENCE: lambda: measure(pair.their_generate),
         "minilm": lambda: measure(pair.our_generate),
+        "minilm compiled": lambda: measure(functools.partial(pair.our_generate, compile=True)),
     }
 
 
@@ -275,7 +276,9 @@ def measure_all(
         yield from race("prefill, 1024 tokens", name, prefill(pair, 1024), rounds, "pass")
         yield from race("prefill, 8 ragged prompts", name, ragged_prefill(pair), rounds, "pass")
         for context in CONTEXTS:
-            yield from race(f"decode after {context}", name, decoding(pair, 1, context), max(rounds // 2, 1))
+            yield from race(
+                f"decode after {context} tokens", name, decoding(pair, 1, context), max(rounds // 2, 1)
+            )
         if compile_reference:
             contestants = {REFERENCE: decoding(pair, 1)[REFERENCE]} | static_compiled_reference(pair)
             yield from race("decode, 1 row, compiled reference", name, contestants, rounds)
@@ -398,6 +401,17 @@ def as_report(results: list[Result], limits: dict, memory: list[dict]) -> dict:
     }
 
 
+COLOURS = {  # told apart by the colour-blind as well: Okabe and Ito 2008
+    "minilm": "#0072B2",
+    "minilm compiled": "#E69F00",
+    "minilm packed": "#CC79A7",
+    "llama.cpp": "#009E73",
+    "transformers static+compile": "#56B4E9",
+    "limit: torch's products": "#888888",
+    "limit: memory": "#C4C4C4",
+}
+
+
 def plot(report: dict, path: Path) -> None:
     """How many times as fast as transformers each contestant is, by work; the line at 1 is transformers."""
     import matplotlib
@@ -406,26 +420,31 @@ def plot(report: dict, path: Path) -> None:
     from matplotlib import pyplot as plt
 
     rows = [row for row in report["results"] if row["contestant"] != REFERENCE]
-    works = list(dict.fromkeys((row["work"], row["dtype"]) for row in rows))
-    names = list(dict.fromkeys(row["contestant"] for row in rows))
-    colours = dict(
-        zip(
-            names, ("#0072B2", "#E69F00", "#009E73", "#999999", "#CCCCCC", "#CC79A7", "#56B4E9"), strict=False
-        )
-    )
-    figure, axes = plt.subplots(figsize=(9, 0.42 * len(works) + 1.4), layout="constrained")
-    height = 0.8 / len(names)
-    for row in rows:
-        place = (
-            works.index((row["work"], row["dtype"])) + (names.index(row["contestant"]) + 0.5) * height - 0.4
-        )
-        axes.barh(place, row["ratio"], height, color=colours[row["contestant"]])
-    axes.axvline(1, color="0.4", linewidth=1)
-    axes.set_yticks(range(len(works)), [f"{work} · {dtype}" for work, dtype in works])
-    axes.invert_yaxis()
-    axes.set_xlabel("times as fast as transformers' default (the line at 1)")
-    axes.set_title(f"{report['machine']['cpu']}, {report['machine']['threads']} threads")
-    handles = [plt.Rectangle((0, 0), 1, 1, color=colours[name]) for name in names]
-    axes.legend(handles, names, loc="lower right")
-    figure.savefig(path, dpi=120)
+    dtypes = list(dict.fromkeys(row["dtype"] for row in rows))
+    figure, panels = plt.subplots(
+        1, len(dtypes), figsize=(1 + 5 * len(dtypes), 2 + 0.2 * len(rows) / len(dtypes)), squeeze=False,
+        sharex=True, layout="constrained",
+    )  # fmt: skip
+    for axes, dtype in zip(panels[0], dtypes, strict=True):
+        labels, height = {}, 0.0
+        for work in dict.fromkeys(row["work"] for row in rows if row["dtype"] == dtype):
+            bars = [row for row in rows if (row["work"], row["dtype"]) == (work, dtype)]
+            labels[work] = height + (len(bars) - 1) / 2
+            for row in bars:
+                axes.barh(height, row["ratio"], color=COLOURS[row["contestant"]])
+                axes.text(row["ratio"] + 0.04, height, f"{row['ratio']:.2f}", va="center", fontsize=7)
+                height += 1
+            height += 1  # a gap before the next work
+        axes.axvline(1, color="black", linewidth=1)
+        axes.set_yticks(list(labels.values()), list(labels))
+        axes.invert_yaxis()
+        axes.set_title(dtype)
+        axes.set_xlabel("times transformers' speed")
+        axes.margins(x=0.12)
+    names = dict.fromkeys(row["contestant"] for row in rows)
+    handles = [plt.Rectangle((0, 0), 1, 1, color=COLOURS[name]) for name in names]
+    machine = f"{report['machine']['cpu']}, {report['machine']['threads']} threads"
+    title = f"{machine}; the line at 1 is transformers' default"
+    figure.legend(handles, names, loc="outside upper center", ncols=4, title=title)
+    figure.savefig(path, dpi=110)
     plt.close(figure)

@@ -22,6 +22,7 @@ class DynamicLayer:
         # Keys and values, each [batch, kv_heads, capacity, head_dim]; only the first `length` places count.
         self.buffers: tuple[Tensor, Tensor] | None = None
         self.length = 0  # tokens seen
+        self.room = 64  # how many tokens the first buffer holds; who knows how many will come can say so
 
     @property
     def first_position(self) -> int:
@@ -51,7 +52,7 @@ class DynamicLayer:
         if length <= capacity:
             return
         batch, kv_heads, _, head_dim = like.shape
-        shape = (batch, kv_heads, max(length, 2 * capacity, 64), head_dim)
+        shape = (batch, kv_heads, max(length, 2 * capacity, self.room), head_dim)
         grown = like.new_empty(shape), like.new_empty(shape)
         for new, old in zip(grown, self.buffers or (), strict=False):
             new[:, :, : self.length] = old[:, :, : self.length]

@@ -17,6 +17,7 @@ from minilm.heads import CausalLM
 from minilm.speculate import Draft, DraftModel, prompt_lookup, speculate
 from minilm.tokenizer import Tokenizer
 
+MOST_ROOM = 4096  # tokens a growing cache makes room for at once: max_new_tokens may be a wild guess
 Logits = Float[Tensor, "batch vocab"]
 Ids = Int[Tensor, "batch length"]
 
@@ -367,9 +368,12 @@ def _make_cache(model: CausalLM, cache: str | DynamicCache, rows: int, total: in
     require(
         cache in ("dynamic", "static"), f"cache is {cache!r}; give 'dynamic', 'static', or a cache object"
     )
-    if cache == "dynamic":
-        return DynamicCache(model.config)
-    return StaticCache(model.config, rows, total, model.dtype, model.device)
+    if cache == "static":
+        return StaticCache(model.config, rows, total, model.dtype, model.device)
+    growing = DynamicCache(model.config)
+    for layer in growing.layers:  # a buffer that need not grow need not be copied, nor be twice too large
+        layer.room = min(total, MOST_ROOM)
+    return growing
 
 
 def _check_prompt(

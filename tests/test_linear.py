@@ -9,7 +9,7 @@ from minilm import linear, parity
 from minilm.families import FAMILIES
 from minilm.linear import Linear, fast_linear
 
-WIDE = 320  # 320 · 320 entries are enough for oneDNN to pay
+WIDE = 384  # 384 · 384 entries are enough for oneDNN to pay
 
 needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
 
