@@ -283,7 +283,7 @@ def measure_speed(
     }
     say("\n".join(f"  {name}: {value:.1f}" for name, value in limits.items()))
     with tempfile.TemporaryDirectory() as temporary:
-        ggufs = llama_files(Path(temporary), dtypes) if source == "smollm2" else {}
+        ggufs = gguf_files(Path(temporary), dtypes) if source == "smollm2" else {}
         results = []
         for result in bench.measure_all(directory, dtypes, rounds, bandwidth, ggufs, compile_reference):
             results.append(result)
@@ -303,7 +303,7 @@ def measure_speed(
     say(f"written: {data} and {picture}")
 
 
-def llama_files(folder: Path, dtypes: Iterable[str]) -> dict[str, Path]:
+def gguf_files(folder: Path, dtypes: Iterable[str]) -> dict[str, Path]:
     """SmolLM2 for llama.cpp in each dtype; nothing where llama-cpp-python is not installed."""
     if importlib.util.find_spec("llama_cpp") is None:
         say("llama.cpp is left out: install llama-cpp-python to have it measured too")

@@ -19,7 +19,8 @@ KVHeads = Float[Tensor, "batch kv_heads length head_dim"]
 
 def split_heads(x: Float[Tensor, "batch length features"], num_heads: int) -> Heads:
     """Cut each token's features into num_heads consecutive pieces and bring the heads to the front."""
-    return x.view(*x.shape[:2], num_heads, -1).transpose(1, 2)
+    batch, length, features = x.shape
+    return x.view(batch, length, num_heads, features // num_heads).transpose(1, 2)
 
 
 def merge_heads(x: Heads) -> Float[Tensor, "batch length features"]:

@@ -679,9 +679,10 @@ def test_a_cache_of_another_model_is_refused():
 
 def test_unknown_backend_is_refused():
     model = CausalLM(small_config())
-    model.backend = "magic"
-    with pytest.raises(ValueError, match="'magic' does not exist; choose one of eager, sdpa"):
-        model(IDS)
+    for make in (lambda: setattr(model, "backend", "magic"), lambda: CausalLM(small_config(), "magic")):
+        with pytest.raises(ValueError, match="'magic' does not exist; choose one of eager, sdpa"):
+            make()
+    assert model.backend == "sdpa"
 
 
 @pytest.mark.parametrize("family", FAMILIES)
