@@ -46,7 +46,7 @@ def flops_per_token(config: ModelConfig, length: int) -> int:
     matrices = sum(
         parameter.numel()
         for name, parameter in blocks.named_parameters()
-        if parameter.ndim == 2 and not name.endswith("kv_proj.weight")
+        if parameter.ndim == 2 and not name.endswith("cross_attention.kv_proj.weight")
     )
     matrices += config.vocab_size * config.hidden_size  # the head; the table serves as one where it is tied
     visible = sum(min(length, config.window(index) or length) for index in range(config.num_layers))
