@@ -235,17 +235,16 @@ class DynamicCache:
 
     def repeat(self, times: int) -> None:
         """Continue each row in `times` ways: row r becomes rows r·times to r·times + times - 1."""
-        filled = [layer.buffers[0] for layer in self.layers if layer.buffers is not None]
-        held = filled[0] if filled else None if self.memory is None else self.memory.real
-        if held is not None:
-            self.select(torch.arange(len(held), device=held.device).repeat_interleave(times))
+        held = [layer.buffers[0] for layer in self.layers if layer.buffers is not None]
+        held += [self.memory.real] if self.memory is not None else []
+        if held:
+            self.select(torch.arange(len(held[0]), device=held[0].device).repeat_interleave(times))
 
     @property
     def nbytes(self) -> int:
         """How many bytes the keys and values take, room for more included."""
-        pairs = [layer.buffers or () for layer in self.layers] + list(
-            self.memory.layers if self.memory else ()
-        )
+        pairs = [layer.buffers for layer in self.layers if layer.buffers is not None]
+        pairs += self.memory.layers if self.memory is not None else ()
         return sum(tensor.nbytes for pair in pairs for tensor in pair)
 
 

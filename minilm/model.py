@@ -164,8 +164,8 @@ class Decoder(nn.Module):
 
         x, cos_sin = self.place(x, position_ids, attention_mask, seen)
         packing = self._packing(attention_mask, x, seen)
-        read = cross_attention.read_memory(self, memory, memory_mask, cache, len(x))
-        reads = cross_attention.for_blocks(read, len(self.layers), x.shape[1], packing)
+        held = cross_attention.read_memory(self, memory, memory_mask, cache, len(x))
+        reads = cross_attention.for_blocks(held, len(self.layers), x.shape[1], packing)
         layer_masks = self._layer_masks(attention_mask, x.shape[1], seen, cache, packing, x.device)
         if packing is not None:
             x = packing.pack(x)
@@ -194,7 +194,7 @@ class Decoder(nn.Module):
             cache=cache,
             attentions=tuple(attentions) if output_attentions else None,
             hidden_states=tuple(hidden_states) if output_hidden_states else None,
-            cross_attentions=tuple(cross_attentions) if output_attentions and read else None,
+            cross_attentions=tuple(cross_attentions) if output_attentions and held is not None else None,
         )
 
     def _packing(self, attention_mask: Tensor | None, x: Hidden, seen: int) -> Packing | None:

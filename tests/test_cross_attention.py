@@ -218,15 +218,16 @@ def test_generates_what_gpt2_generates(gpt2, model, memory, num_beams, cache):
     assert not torch.equal(minilm.generate(model, inputs.ids, inputs.mask, **settings, **other), expected)
 
 
-def test_the_reference_in_bigcode_is_broken():
-    """The reason for GPT-2: one key head is refused, several cannot be computed."""
+@pytest.mark.parametrize("n_head", [6, 1])
+def test_the_reference_in_bigcode_is_broken(n_head):
+    """The reason for GPT-2: multi-query is refused, and multi-head cannot be computed, not even one head."""
     tiny = BIGCODE.tiny | {"add_cross_attention": True}
     with pytest.raises(NotImplementedError):
         transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**tiny))
-    config = transformers.AutoConfig.for_model(**tiny, multi_query=False)
-    several = transformers.AutoModelForCausalLM.from_config(config)
-    with pytest.raises(RuntimeError, match="split"):
-        several(torch.ones(1, 2, dtype=torch.long), encoder_hidden_states=torch.ones(1, 3, 48))
+    config = transformers.AutoConfig.for_model(**tiny | {"n_head": n_head}, multi_query=False)
+    multi_head = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    with pytest.raises((RuntimeError, ValueError), match=r"split|unpack"):
+        multi_head(torch.ones(1, 2, dtype=torch.long), encoder_hidden_states=torch.ones(1, 3, 48))
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -322,10 +323,12 @@ def test_rows_do_not_mix(kv_heads, memory, backend):
 @pytest.mark.parametrize("backend", ["eager", "sdpa", "flash"])
 @pytest.mark.parametrize("kv_heads", HEADS.values(), ids=HEADS)
 @pytest.mark.parametrize("real", [[0, 5, 0], [0, 0, 0]], ids=["two rows", "all rows"])
-def test_a_memory_of_padding_gives_zero(kv_heads, real, backend):
+@pytest.mark.parametrize("text", ["none", "left"])
+def test_a_memory_of_padding_gives_zero(kv_heads, real, text, backend):
     """Not NaN, forward or backward: such a row reads as if the values were 0, and hears no gradient."""
     model = make_model(kv_heads, backend)
-    inputs = Inputs("left", "none")
+    inputs = Inputs(text, "none")
+    first = int(inputs.mask[0].sum())
     inputs.memory_mask = torch.arange(8)[None] < torch.tensor(real)[:, None]
     inputs.memory.requires_grad_()
     contexts = []
@@ -335,9 +338,9 @@ def test_a_memory_of_padding_gives_zero(kv_heads, real, backend):
         inputs.ids, attention_mask=inputs.mask, memory=inputs.memory, memory_mask=inputs.memory_mask
     ).logits
     for context in contexts:
-        if backend == "flash":  # packed: row 0 comes first, with its 7 real tokens
-            assert not context[0, :7].any()
-            assert context[0, 7:18].any() == bool(real[1])
+        if backend == "flash":  # packed: row 0 comes first, with its real tokens, and 11 of row 1 follow
+            assert not context[0, :first].any() and not context[0, first + 11 :].any()
+            assert context[0, first : first + 11].any() == bool(real[1])
         else:
             assert not context[0].any() and not context[2].any()
             assert context[1].any() == bool(real[1])

@@ -247,8 +247,9 @@ class Family:
     def read_config(self, values: Mapping) -> ModelConfig:
         """The structure that a config.json describes; a missing, impossible or unknown key is an error."""
         keys = Keys(values, self.model_type)
-        for name in EXPECTED.keys() - self.fields.keys():
-            keys.expect(name, *EXPECTED[name])
+        for name, allowed in EXPECTED.items():
+            if name not in self.fields:
+                keys.expect(name, *allowed)
         bos, eos, pad = map(keys, ("bos_token_id", "eos_token_id", "pad_token_id"), self.token_ids)
         found = {
             "bos_token_id": bos,
