@@ -3,6 +3,7 @@
 BigCode's own cannot be the reference: it splits keys from values at one head's width and passes on no mask.
 """
 
+import copy
 import json
 
 import pytest
@@ -56,7 +57,7 @@ def gpt2() -> nn.Module:
     config = transformers.GPT2Config(
         **SIZES, add_cross_attention=True, bos_token_id=0, eos_token_id=0, attn_implementation="eager"
     )
-    return randomise(transformers.GPT2LMHeadModel(config), 2).eval()
+    return randomise(transformers.GPT2LMHeadModel(config), 2).eval().requires_grad_(False)
 
 
 def write_bigcode(gpt2: nn.Module, directory) -> None:
@@ -86,7 +87,7 @@ def directory(gpt2, tmp_path_factory):
 
 @pytest.fixture
 def model(directory) -> minilm.CausalLM:
-    return minilm.load(directory, backend="eager")
+    return minilm.load(directory, backend="eager").requires_grad_(False)
 
 
 def like_conv1d(gpt2: nn.Module, model: minilm.CausalLM) -> minilm.CausalLM:
@@ -99,11 +100,10 @@ def like_conv1d(gpt2: nn.Module, model: minilm.CausalLM) -> minilm.CausalLM:
         if kind == "weight" and type(theirs).__name__ == "Conv1D":
             value = value.t()
         assert value.shape == parameter.shape
-        setattr(blocks.get_submodule(module), kind, nn.Parameter(value.detach()))
+        setattr(blocks.get_submodule(module), kind, nn.Parameter(value, requires_grad=False))
     return blocks
 
 
-@torch.no_grad()
 def expected_logits(gpt2: nn.Module, inputs: Inputs, pieces: tuple[int, ...] | None) -> torch.Tensor:
     """The reference's, in one shot (None) or in pieces through its cache."""
     cache, logits, start = None, [], 0
@@ -123,7 +123,6 @@ def expected_logits(gpt2: nn.Module, inputs: Inputs, pieces: tuple[int, ...] | N
     return torch.cat(logits, dim=1)
 
 
-@torch.no_grad()
 def found_logits(
     model: minilm.CausalLM, inputs: Inputs, pieces: tuple[int, ...] | None, cache=None
 ) -> torch.Tensor:
@@ -159,6 +158,37 @@ def test_equal_to_gpt2_bit_for_bit(gpt2, model, text, memory, pieces):
     assert torch.equal(found[real], expected[real])
 
 
+@pytest.mark.parametrize("pieces", PIECES)
+def test_equal_to_gpt2_in_bf16(gpt2, model, pieces):
+    """Every rounding stands in the same place."""
+    inputs = Inputs("left", "right")
+    inputs.memory = inputs.memory.bfloat16()
+    rounded = copy.deepcopy(gpt2).bfloat16()
+    found = found_logits(like_conv1d(rounded, model), inputs, PIECES[pieces])
+    expected = expected_logits(rounded, inputs, PIECES[pieces])
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found[inputs.mask.bool()], expected[inputs.mask.bool()])
+
+
+def test_training_is_gpt2s(gpt2, model):
+    """Dropout falls on the same numbers in the same order, and the memory gets the same gradient."""
+    inputs, other = Inputs("right", "left"), Inputs("right", "left")
+    theirs, ours = copy.deepcopy(gpt2).train(), like_conv1d(gpt2, model).train()
+    real = inputs.mask.bool()
+    inputs.memory.requires_grad_()
+    torch.manual_seed(3)
+    expected = expected_logits(theirs, inputs, None)[real]
+    other.memory.requires_grad_()
+    torch.manual_seed(3)
+    found = found_logits(ours, other, None)[real]
+    assert torch.equal(found, expected)
+    assert (found - found_logits(ours.eval(), other, None)[real]).abs().max() > 1
+    for logits in (expected, found):
+        logits.pow(2).mean().backward()
+    assert inputs.memory.grad.abs().max() > 1e-2
+    assert (other.memory.grad - inputs.memory.grad).abs().max() <= NOISE
+
+
 @pytest.mark.parametrize("backend", ["eager", "sdpa", "flash"])
 @pytest.mark.parametrize("pieces", PIECES)
 @pytest.mark.parametrize(("text", "memory"), [("none", "none"), ("left", "right"), ("right", "left")])
@@ -172,7 +202,6 @@ def test_a_checkpoint_of_bigcode_computes_what_gpt2_does(gpt2, model, text, memo
     assert (found - expected)[real].abs().max() <= NOISE
 
 
-@torch.no_grad()
 def test_cross_attention_weights_are_returned(gpt2, model):
     """[batch, heads, query, memory] of each block; a model without a memory has none."""
     inputs = Inputs("none", "left")
@@ -242,7 +271,8 @@ def structure(kv_heads: int, **changes) -> minilm.ModelConfig:
 
 
 def make_model(kv_heads: int = 1, backend: str = "eager", **changes) -> minilm.CausalLM:
-    return randomise(minilm.CausalLM(structure(kv_heads, **changes), backend).eval(), 3)
+    model = randomise(minilm.CausalLM(structure(kv_heads, **changes), backend), 3)
+    return model.eval().requires_grad_(False)
 
 
 def one_head_at_a_time(module: CrossAttention, x, memory, real) -> torch.Tensor:
@@ -268,7 +298,6 @@ def one_head_at_a_time(module: CrossAttention, x, memory, real) -> torch.Tensor:
 @pytest.mark.parametrize("length", [5, 1])
 @pytest.mark.parametrize("memory", ["none", "left", "right"])
 @pytest.mark.parametrize("kv_heads", HEADS.values(), ids=HEADS)
-@torch.no_grad()
 def test_equal_to_the_formula(kv_heads, memory, length, backend):
     """What every block adds, against a loop over rows and heads."""
     model, inputs, seen = make_model(kv_heads, backend), Inputs("none", memory), []
@@ -286,7 +315,6 @@ def test_equal_to_the_formula(kv_heads, memory, length, backend):
 
 @pytest.mark.parametrize("kv_heads", HEADS.values(), ids=HEADS)
 @pytest.mark.parametrize("rope", [None, minilm.RopeConfig()], ids=["learned positions", "rope"])
-@torch.no_grad()
 def test_a_memory_has_no_order(kv_heads, rope):
     """Its places may be exchanged, and padding may stand anywhere among them: each token sees all of it."""
     model, inputs = make_model(kv_heads, rope=rope), Inputs("left", "none")
@@ -306,7 +334,6 @@ def test_a_memory_has_no_order(kv_heads, rope):
 @pytest.mark.parametrize("backend", ["eager", "sdpa", "flash"])
 @pytest.mark.parametrize("kv_heads", HEADS.values(), ids=HEADS)
 @pytest.mark.parametrize("memory", ["left", "right"])
-@torch.no_grad()
 def test_rows_do_not_mix(kv_heads, memory, backend):
     """A batch is its rows one by one, without their padding; with every backend."""
     model, inputs = make_model(kv_heads, backend), Inputs("left", memory)
@@ -326,7 +353,7 @@ def test_rows_do_not_mix(kv_heads, memory, backend):
 @pytest.mark.parametrize("text", ["none", "left"])
 def test_a_memory_of_padding_gives_zero(kv_heads, real, text, backend):
     """Not NaN, forward or backward: such a row reads as if the values were 0, and hears no gradient."""
-    model = make_model(kv_heads, backend)
+    model = make_model(kv_heads, backend).requires_grad_()
     inputs = Inputs(text, "none")
     first = int(inputs.mask[0].sum())
     inputs.memory_mask = torch.arange(8)[None] < torch.tensor(real)[:, None]
@@ -357,7 +384,7 @@ def test_backends_have_one_gradient():
     """Of the memory, and of the three projections."""
     gradients = {}
     for backend in ("eager", "sdpa", "flash"):
-        model, inputs = make_model(3, backend), Inputs("right", "left")
+        model, inputs = make_model(3, backend).requires_grad_(), Inputs("right", "left")
         inputs.memory.requires_grad_()
         out = model(
             inputs.ids, attention_mask=inputs.mask, memory=inputs.memory, memory_mask=inputs.memory_mask
@@ -423,7 +450,6 @@ def test_generating_projects_a_memory_once(projections, settings, rows):
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "static"])
-@torch.no_grad()
 def test_what_a_cache_does_with_its_memory(kind):
     """crop leaves it, select reorders its rows with the others, reset forgets it."""
     model, inputs = make_model(3), Inputs("none", "right")
@@ -448,7 +474,6 @@ def test_what_a_cache_does_with_its_memory(kind):
     assert torch.equal(found_logits(model, other, (8, 3), cache), found_logits(model, other, (8, 3)))
 
 
-@torch.no_grad()
 def test_repeated_rows_repeat_their_memory():
     """Also when nothing but the memory has been read yet."""
     model, inputs = make_model(3), Inputs("none", "right")
@@ -466,7 +491,6 @@ def test_repeated_rows_repeat_their_memory():
     assert cache.memory.real.shape == (12, 8)
 
 
-@torch.no_grad()
 def test_going_back_behind_a_window_keeps_the_memory():
     """Layers that slide may have to read a text again, but a memory is given only once."""
     model, inputs = make_model(3, layer_windows=(4, None, 4)), Inputs("none", "right")
@@ -488,7 +512,6 @@ def test_the_size_of_a_cache_counts_its_memory():
 
 
 @pytest.mark.parametrize("backend", ["eager", "sdpa", "flash"])
-@torch.no_grad()
 def test_generating_reads_the_memory_at_every_step(backend):
     """The same tokens as by choosing the best of a whole pass each time, without a cache."""
     model, inputs = make_model(3, backend), Inputs("left", "right")
