@@ -7,6 +7,7 @@ The words that stand for axes in every shape annotation:
     query      tokens that look                     kv_heads   key and value heads, each for several heads
     key        tokens that are looked at            head_dim   width of one head
     vocab      entries of the vocabulary            rotary     dimensions of a head that RoPE turns
+    memory     places that cross-attention looks at
 
 `*batch` means any number of leading axes, `#batch` an axis that may also be 1 and is then shared.
 """

@@ -87,6 +87,10 @@ def beam_search(
     if attention_mask is not None:
         attention_mask = attention_mask.repeat_interleave(num_beams, dim=0)
     if isinstance(cache, StaticCache):  # its rows cannot be repeated, so every beam reads the prompt itself
+        if cache.memory is not None:
+            cache.memory = cache.memory.select(
+                torch.arange(batch, device=device).repeat_interleave(num_beams)
+            )
         out = model(running, attention_mask=attention_mask, cache=cache, logits_to_keep=1)
         logits = out.logits[:, -1]
     else:

@@ -5,8 +5,10 @@ that the block needs: one that grows, one of fixed size, or one that keeps only 
 still see.
 """
 
+from dataclasses import dataclass
+
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from minilm.config import ModelConfig
@@ -173,8 +175,22 @@ def check_fits(held: Tensor, new: Heads) -> None:
         )
 
 
+@dataclass(frozen=True)
+class Memory:
+    """What cross-attention looks at, projected once: it does not change while the text grows."""
+
+    layers: tuple[tuple[Tensor, Tensor], ...]  # per block: keys, values [batch, kv_heads, memory, head_dim]
+    real: Bool[Tensor, "batch memory"]  # False at padding
+
+    def select(self, rows: Int[Tensor, " rows"]) -> "Memory":
+        """These rows of the batch, in this order; a row may be taken several times."""
+        return Memory(tuple((key[rows], value[rows]) for key, value in self.layers), self.real[rows])
+
+
 class DynamicCache:
     """A cache that grows with the text. Layers that slide keep only what their window can still see."""
+
+    memory: Memory | None = None  # filled by the first pass that is given one
 
     def __init__(self, config: ModelConfig):
         windows = (config.window(index) for index in range(config.num_layers))
@@ -186,7 +202,7 @@ class DynamicCache:
         return self.layers[0].length
 
     def crop(self, length: int) -> None:
-        """Forget all tokens after the first `length`, as if they had not been seen."""
+        """Forget all tokens after the first `length`, as if they had not been seen. The memory stays."""
         if length < 0:
             raise ValueError(
                 f"a cache cannot be cropped to {length} tokens; give how many to keep, 0 or more"
@@ -195,15 +211,19 @@ class DynamicCache:
             layer.crop(length)
 
     def go_back(self, length: int) -> int:
-        """Crop to `length` tokens, or forget everything where a sliding layer cannot; return what is left."""
+        """Crop to `length` tokens, or forget them all where a sliding layer cannot; return what is left."""
         if all(layer.can_crop(length) for layer in self.layers):
             self.crop(length)
         else:
-            self.reset()
+            self._reset_layers()
         return self.length
 
     def reset(self) -> None:
         """Forget everything, as if new."""
+        self._reset_layers()
+        self.memory = None
+
+    def _reset_layers(self) -> None:
         for layer in self.layers:
             layer.reset()
 
@@ -211,17 +231,22 @@ class DynamicCache:
         """Keep these rows of the batch, in this order: how beam search reorders its beams."""
         for layer in self.layers:
             layer.select(rows)
+        if self.memory is not None:
+            self.memory = self.memory.select(rows)
 
     def repeat(self, times: int) -> None:
         """Continue each row in `times` ways: row r becomes rows r·times to r·times + times - 1."""
-        held = next((layer.buffers for layer in self.layers if layer.buffers is not None), None)
-        if held is not None:
-            self.select(torch.arange(held[0].shape[0], device=held[0].device).repeat_interleave(times))
+        held = [layer.buffers[0] for layer in self.layers if layer.buffers is not None]
+        held += [self.memory.real] if self.memory is not None else []
+        if held:
+            self.select(torch.arange(len(held[0]), device=held[0].device).repeat_interleave(times))
 
     @property
     def nbytes(self) -> int:
-        """How much memory the keys and values take, room for more included."""
-        return sum(buffer.nbytes for layer in self.layers for buffer in layer.buffers or ())
+        """How many bytes the keys and values take, room for more included."""
+        pairs = [layer.buffers for layer in self.layers if layer.buffers is not None]
+        pairs += self.memory.layers if self.memory is not None else ()
+        return sum(tensor.nbytes for pair in pairs for tensor in pair)
 
 
 class SlidingWindowCache(DynamicCache):

@@ -120,7 +120,7 @@ def _run_blocks(
 ) -> Tensor:
     with StreamedProducts():
         for block, mask, (keys, values) in zip(blocks, seen, buffers, strict=True):
-            x, _ = block(x, cos_sin, mask, _Slots(keys, values, place), one_query_attention)
+            x, *_ = block(x, cos_sin, mask, _Slots(keys, values, place), one_query_attention)
     return x
 
 

@@ -118,6 +118,7 @@ class ModelConfig:
     mlp_bias: bool = False
 
     residual: Literal["sequential", "parallel"] = "sequential"  # parallel: both branches read the same input
+    cross_attention: bool = False  # between attention and MLP, each block also looks at a memory
     scale_embeddings: bool = False  # multiply token embeddings by √hidden_size, rounded to their dtype
     tie_embeddings: bool = False  # the output head is the embedding table
 
@@ -149,6 +150,10 @@ class ModelConfig:
             self.qkv_layout != "per_head" or self.num_kv_heads == self.num_heads,
             "qkv_layout 'per_head' stores one key head with each query head: num_kv_heads "
             f"({self.num_kv_heads}) must equal num_heads ({self.num_heads}), or use 'blocks'",
+        )
+        require(
+            self.residual == "sequential" or not self.cross_attention,
+            "cross_attention comes after self-attention, so residual cannot be 'parallel'; use 'sequential'",
         )
         if self.rope is not None:
             require(

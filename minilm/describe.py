@@ -18,7 +18,7 @@ def parameter_counts(config: ModelConfig) -> Mapping[str, int]:
             part = "embeddings"
         elif "norm" in name:
             part = "norms"
-        elif ".attention." in name:
+        elif "attention." in name:
             part = "attention"
         elif ".mlp." in name:
             part = "mlp"
@@ -39,11 +39,15 @@ def flops_per_token(config: ModelConfig, length: int) -> int:
     A multiplication and an addition for each weight of every matrix, and for each dimension of each head and
     visible token twice: once for the score, once for the mixture of values.
     Source: Kaplan et al. 2020, §2.1, without its approximations; biases, norms, RoPE and the softmax are left
-            out.
+            out, and so is a memory, which is projected once per text and whose length no config knows.
     """
     with torch.device("meta"):
         blocks = CausalLM(config).decoder.layers
-    matrices = sum(parameter.numel() for parameter in blocks.parameters() if parameter.ndim == 2)
+    matrices = sum(
+        parameter.numel()
+        for name, parameter in blocks.named_parameters()
+        if parameter.ndim == 2 and not name.endswith("cross_attention.kv_proj.weight")
+    )
     matrices += config.vocab_size * config.hidden_size  # the head; the table serves as one where it is tied
     visible = sum(min(length, config.window(index) or length) for index in range(config.num_layers))
     return 2 * matrices + 4 * visible * config.num_heads * config.head_dim

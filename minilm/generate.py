@@ -13,6 +13,7 @@ from torch import Tensor
 from minilm.beam import beam_search
 from minilm.cache import DynamicCache, StaticCache
 from minilm.compiled import SLOTS, CompiledStep
+from minilm.cross_attention import read_memory
 from minilm.heads import CausalLM
 from minilm.speculate import Draft, DraftModel, prompt_lookup, speculate
 from minilm.tokenizer import Tokenizer
@@ -188,6 +189,8 @@ def generate(
     min_p: float | None = None,
     early_stopping: bool = False,
     draft: str | CausalLM | None = None,
+    memory: Tensor | None = None,
+    memory_mask: Tensor | None = None,
 ) -> Int[Tensor, "batch total"]:
     """Continue each row by up to max_new_tokens tokens, as transformers' generate does, token for token.
 
@@ -202,6 +205,8 @@ def generate(
                     uses a static cache. Without a compiler it says so and goes on.
     draft:          "lookup" or a smaller model guesses tokens ahead (one row, greedy): same tokens, fewer
                     steps.
+    memory:         [batch, memory_length, hidden], which a model with cross-attention looks at, and with
+                    memory_mask [batch, memory_length] which of it is real (1); beams share their prompt's.
     Returns: prompt and new tokens; a row that ended early goes on with pad_token_id.
     Raises: ValueError for settings that cannot be, before anything is computed.
     """
@@ -227,6 +232,10 @@ def generate(
         attention_mask = None if bool(attention_mask.all()) else attention_mask.long()
     if compile:
         require(
+            not model.config.cross_attention,
+            "compile=True compiles a step without cross-attention; leave compile=False for this model",
+        )
+        require(
             draft is None and isinstance(cache, str),
             "compile=True compiles the plain step of one token with a cache of its own; "
             "leave draft and cache at their defaults",
@@ -243,6 +252,7 @@ def generate(
     )
     if max_new_tokens == 0:
         return input_ids
+    read_memory(model.decoder, memory, memory_mask, cache, len(input_ids))  # every pass finds it in the cache
 
     def plain_step(token: Tensor, attention_mask: Tensor | None) -> Tensor:
         return model(token, attention_mask=attention_mask, cache=cache).logits[:, -1]

@@ -22,6 +22,7 @@ class ModelOutput:
     cache: DynamicCache | None = None
     attentions: tuple[Tensor, ...] | None = None
     hidden_states: tuple[Tensor, ...] | None = None
+    cross_attentions: tuple[Tensor, ...] | None = None
 
 
 class CausalLM(nn.Module):
@@ -82,6 +83,8 @@ class CausalLM(nn.Module):
         logits_to_keep: int = 0,
         output_attentions: bool = False,
         output_hidden_states: bool = False,
+        memory: Tensor | None = None,
+        memory_mask: Tensor | None = None,
     ) -> ModelOutput:
         """Score the next token after every position.
 
@@ -91,6 +94,9 @@ class CausalLM(nn.Module):
         cache:          what was computed before; it is extended in place and returned.
         labels:         the input ids, with -100 where nothing is to be learned; gives out.loss.
         logits_to_keep: score only the last so many positions; 0 means all.
+        memory:         [batch, memory_length, hidden], what cross-attention looks at (transformers'
+                        encoder_hidden_states); a cache keeps it, so only its first pass is given one.
+        memory_mask:    [batch, memory_length] with 1 = real (encoder_attention_mask).
         """
         if logits_to_keep < 0:
             raise ValueError(
@@ -108,6 +114,8 @@ class CausalLM(nn.Module):
             cache=cache,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
+            memory=memory,
+            memory_mask=memory_mask,
         )
         logits = self.score_tokens(out.hidden[:, -logits_to_keep:])
         return ModelOutput(
@@ -116,4 +124,5 @@ class CausalLM(nn.Module):
             cache=out.cache,
             attentions=out.attentions,
             hidden_states=out.hidden_states,
+            cross_attentions=out.cross_attentions,
         )

@@ -8,10 +8,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from minilm import backends, masks, rope
+from minilm import backends, cross_attention, masks, rope
 from minilm.attention import Attention
 from minilm.cache import DynamicCache, DynamicLayer
 from minilm.config import ModelConfig
+from minilm.cross_attention import CrossAttention
 from minilm.linear import Linear
 from minilm.mlp import make_mlp
 from minilm.norm import Norm
@@ -27,6 +28,8 @@ class Block(nn.Module):
         sequential                           parallel
         h = x + attention(norm(x))           x + attention(norm(x)) + mlp(other_norm(x))
         h + mlp(other_norm(h))
+
+    With cross-attention, h + cross_attention(third_norm(h), memory) takes the place of h in the second line.
     """  # fmt: skip
 
     def __init__(self, config: ModelConfig, layer_index: int):
@@ -34,6 +37,9 @@ class Block(nn.Module):
         self.parallel = config.residual == "parallel"
         self.attention_norm = Norm(config)
         self.attention = Attention(config, layer_index)
+        if config.cross_attention:
+            self.cross_norm = Norm(config)
+            self.cross_attention = CrossAttention(config, layer_index)
         self.mlp_norm = Norm(config)
         self.mlp = make_mlp(config)
         self.dropout = nn.Dropout(config.residual_dropout)
@@ -45,15 +51,23 @@ class Block(nn.Module):
         mask: Mask,
         cache: DynamicLayer | PackedLayer | None,
         attend: Callable,
-    ) -> tuple[Hidden, Tensor | None]:
-        """Returns the residual stream after this block, and the attention weights if the backend has them."""
+        memory: tuple[Tensor, Tensor, Mask] | None = None,
+    ) -> tuple[Hidden, Tensor | None, Tensor | None]:
+        """memory: keys, values and mask for cross-attention.
+
+        Returns the residual stream after this block, and the weights of attention and of cross-attention if
+        the backend has them.
+        """
         attended, weights = self.attention(self.attention_norm(x), cos_sin, mask, cache, attend)
         attended = self.drop(attended)
         if self.parallel:
             # The reference adds the two branches first; in floating point the order shows.
-            return self.drop(self.mlp(self.mlp_norm(x))) + attended + x, weights
-        x = attended + x
-        return self.drop(self.mlp(self.mlp_norm(x))) + x, weights
+            return self.drop(self.mlp(self.mlp_norm(x))) + attended + x, weights, None
+        x, cross_weights = attended + x, None
+        if memory is not None:
+            read, cross_weights = self.cross_attention(self.cross_norm(x), *memory, attend)
+            x = self.drop(read) + x
+        return self.drop(self.mlp(self.mlp_norm(x))) + x, weights, cross_weights
 
     def drop(self, x: Hidden) -> Hidden:
         """Dropout while training; a call that does nothing would still cost a decoding step its time."""
@@ -77,6 +91,7 @@ class DecoderOutput:
     attentions: tuple[Tensor, ...] | None  # per block: [batch, heads, query, key]
     # The embeddings, then the stream after each block; the last one is normalised.
     hidden_states: tuple[Hidden, ...] | None
+    cross_attentions: tuple[Tensor, ...] | None = None  # per block: [batch, heads, query, memory]
 
 
 class Decoder(nn.Module):
@@ -124,7 +139,10 @@ class Decoder(nn.Module):
         cache: DynamicCache | None = None,
         output_attentions: bool = False,
         output_hidden_states: bool = False,
+        memory: Tensor | None = None,
+        memory_mask: Tensor | None = None,
     ) -> DecoderOutput:
+        """memory, memory_mask: what cross-attention looks at, as `cross_attention.read_memory` takes it."""
         attend = backends.select(self.backend)
         if output_attentions and self.backend != "eager":
             raise ValueError(
@@ -146,22 +164,25 @@ class Decoder(nn.Module):
 
         x, cos_sin = self.place(x, position_ids, attention_mask, seen)
         packing = self._packing(attention_mask, x, seen)
+        held = cross_attention.read_memory(self, memory, memory_mask, cache, len(x))
+        reads = cross_attention.for_blocks(held, len(self.layers), x.shape[1], packing)
         layer_masks = self._layer_masks(attention_mask, x.shape[1], seen, cache, packing, x.device)
         if packing is not None:
             x = packing.pack(x)
             cos_sin = None if cos_sin is None else tuple(packing.pack(angles) for angles in cos_sin)
 
         x = self.dropout(x)
-        hidden_states, attentions = [x], []
+        hidden_states, attentions, cross_attentions = [x], [], []
         for index, block in enumerate(self.layers):
             mask = layer_masks[self.config.window(index)]
             if packing is not None:
                 layer_cache = packing.layer(cache, index, mask)
             else:
                 layer_cache = cache.layers[index] if cache is not None else None
-            x, weights = block(x, cos_sin, mask, layer_cache, attend)
+            x, weights, cross_weights = block(x, cos_sin, mask, layer_cache, attend, reads[index])
             if output_attentions:
                 attentions.append(weights)
+                cross_attentions.append(cross_weights)
             if output_hidden_states:
                 hidden_states.append(x)
         x = self.final_norm(x)
@@ -173,6 +194,7 @@ class Decoder(nn.Module):
             cache=cache,
             attentions=tuple(attentions) if output_attentions else None,
             hidden_states=tuple(hidden_states) if output_hidden_states else None,
+            cross_attentions=tuple(cross_attentions) if output_attentions and held is not None else None,
         )
 
     def _packing(self, attention_mask: Tensor | None, x: Hidden, seen: int) -> Packing | None:

@@ -8,7 +8,7 @@ form.
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from minilm import flash, unpad
@@ -23,6 +23,7 @@ class Texts:
     queries: RealTokens
     keys: RealTokens
     window: int | None
+    causal: bool = True  # False: the keys are a memory, of which each query sees all
 
 
 class Packing:
@@ -48,6 +49,10 @@ class Packing:
         """The boundaries for layers whose keys begin at first_position."""
         return Texts(self.queries, unpad.real_tokens(self.mask[:, first_position:]), window)
 
+    def memory_texts(self, real: Bool[Tensor, "batch memory"]) -> Texts:
+        """The boundaries for cross-attention: each text looks at the real places of its row's memory."""
+        return Texts(self.queries, unpad.real_tokens(real), window=None, causal=False)
+
     def layer(self, cache: DynamicCache | None, index: int, texts: Texts) -> "PackedLayer | None":
         """One layer of the cache, for packed keys."""
         return None if cache is None else PackedLayer(cache.layers[index], self, texts)
@@ -66,8 +71,14 @@ class PackedLayer:
         padded = (self.packing.unpack(x.transpose(1, 2).flatten(2)) for x in (key, value))
         heads, head_dim = key.shape[1], key.shape[3]
         held = self.held.update(*(x.unflatten(2, (heads, head_dim)).transpose(1, 2) for x in padded))
-        real = (unpad.unpad(x.transpose(1, 2), self.texts.keys.indices) for x in held)
-        return tuple(x.transpose(0, 1)[None] for x in real)
+        return tuple(pack_heads(x, self.texts.keys.indices) for x in held)
+
+
+def pack_heads(
+    x: Float[Tensor, "batch kv_heads length head_dim"], indices: Int[Tensor, " total"]
+) -> Float[Tensor, "1 kv_heads total head_dim"]:
+    """Keys or values of the real tokens only, end to end."""
+    return unpad.unpad(x.transpose(1, 2), indices).transpose(0, 1)[None]
 
 
 def attention(
@@ -78,7 +89,7 @@ def attention(
     scale: float,
     dropout: float,
 ) -> Float[Tensor, "1 heads queries head_dim"]:
-    """Causal attention within each text of a packed batch, by the best kernel that the device has."""
+    """Attention within each text of a packed batch, by the best kernel that the device has."""
     _, kernel = flash.varlen_kernel(query.device)
     context = kernel(
         *(x[0].transpose(0, 1) for x in (query, key, value)),
@@ -88,7 +99,7 @@ def attention(
         texts.keys.longest,
         dropout_p=dropout,
         softmax_scale=scale,
-        causal=True,
+        causal=texts.causal,
         window_size=(-1 if texts.window is None else texts.window - 1, -1 if texts.window is None else 0),
     )
     return context.transpose(0, 1)[None]

@@ -513,6 +513,7 @@ SIZES = {
     "head_dim": ("llama", 16),
     "intermediate_size": ("llama", 96),
     "max_positions": ("gpt_bigcode", 128),
+    "cross_attention": ("gpt_bigcode", True),
 }
 INITIALISATION = {"init_std", "depth_scaled_init"}  # shown below, by the spread of new weights
 GENERATING = {"bos_token_id", "eos_token_ids", "pad_token_id"}  # which tokens start, end and fill a text

@@ -32,7 +32,7 @@ BOOKKEEPING = frozenset(
     transformers.js_config""".split()
 )
 
-# Structures that no model here has: the key may stand in a file with these values only.
+# Structures that a model has only if its family reads the key: elsewhere it may have these values only.
 EXPECTED = {
     "is_encoder_decoder": (False, None),
     "quantization_config": (None,),
@@ -248,7 +248,8 @@ class Family:
         """The structure that a config.json describes; a missing, impossible or unknown key is an error."""
         keys = Keys(values, self.model_type)
         for name, allowed in EXPECTED.items():
-            keys.expect(name, *allowed)
+            if name not in self.fields:
+                keys.expect(name, *allowed)
         bos, eos, pad = map(keys, ("bos_token_id", "eos_token_id", "pad_token_id"), self.token_ids)
         found = {
             "bos_token_id": bos,

@@ -5,12 +5,10 @@ from minilm.families.base import ACTIVATION_KEYS, Family, Keys
 
 
 def read_softmax(keys: Keys) -> str:
-    """Where the softmax is computed.
+    """Where the softmax is computed: transformers up to about 4.48 followed these two keys.
 
-    transformers up to about 4.48 followed these two keys; 5.23 reads them and always takes fp32 after
-    scaling. Files with both on, the default, are read as 5.23 computes them, so that the results are equal
-    bit for bit. `config.replace(softmax="float32_scaled")` is what both together meant before: scale again
-    after the upcast.
+    5.23 always takes fp32 after scaling. Files with both on, the default, are read so; what that meant before
+    is `config.replace(softmax="float32_scaled")`: scale again after the upcast.
     """
     keys("scale_attention_softmax_in_fp32", True)
     return "float32" if keys("attention_softmax_in_fp32", True) else "input"
@@ -23,17 +21,12 @@ def read(keys: Keys) -> dict:
         "intermediate_size": keys("n_inner", None) or 4 * keys.count("n_embd"),
         "num_kv_heads": 1 if one_key_head else keys("n_head"),
         "head_dim": keys.head_width("n_embd", "n_head"),
-        "rope": None,
-        "norm": "layer",
-        "mlp": "plain",
-        "mlp_bias": True,
+        "rope": None, "norm": "layer", "mlp": "plain", "mlp_bias": True, "qkv_bias": True, "out_bias": True,
         "activation": keys.activation("activation_function", "gelu_pytorch_tanh"),
         "qkv_layout": "blocks" if one_key_head else "per_head",
-        "qkv_bias": True,
-        "out_bias": True,
         "softmax": read_softmax(keys),
         "depth_scaled_init": True,
-    }
+    }  # fmt: skip
 
 
 def write(config: ModelConfig) -> dict:
@@ -61,6 +54,7 @@ FAMILY = Family(
         "resid_pdrop": ("residual_dropout", 0.1),
         "tie_word_embeddings": ("tie_embeddings", True),
         "initializer_range": ("init_std", 0.02),
+        "add_cross_attention": ("cross_attention", False),
     },
     read=read,
     write=write,
@@ -70,6 +64,10 @@ FAMILY = Family(
         "decoder.layers.{}.attention_norm": "transformer.h.{}.ln_1",
         "decoder.layers.{}.attention.qkv_proj": "transformer.h.{}.attn.c_attn",
         "decoder.layers.{}.attention.o_proj": "transformer.h.{}.attn.c_proj",
+        "decoder.layers.{}.cross_norm": "transformer.h.{}.ln_cross_attn",
+        "decoder.layers.{}.cross_attention.q_proj": "transformer.h.{}.crossattention.q_attn",
+        "decoder.layers.{}.cross_attention.kv_proj": "transformer.h.{}.crossattention.c_attn",
+        "decoder.layers.{}.cross_attention.o_proj": "transformer.h.{}.crossattention.c_proj",
         "decoder.layers.{}.mlp_norm": "transformer.h.{}.ln_2",
         "decoder.layers.{}.mlp.up_proj": "transformer.h.{}.mlp.c_fc",
         "decoder.layers.{}.mlp.down_proj": "transformer.h.{}.mlp.c_proj",
@@ -82,7 +80,7 @@ FAMILY = Family(
         max_sequence_length pad_key_length summary_activation summary_first_dropout summary_proj_to_labels
         summary_type summary_use_proj runner_max_sequence_length""".split()
     ),
-    ignored_tensors=r"\.attn\.(bias|masked_bias)$|^transformer\.bias$",
+    ignored_tensors=r"\.(attn|crossattention)\.(bias|masked_bias)$|^transformer\.bias$",
     tiny={
         "model_type": "gpt_bigcode", "vocab_size": 191, "n_embd": 48, "n_layer": 3, "n_head": 6,
         "n_positions": 64, "n_inner": 80, "bos_token_id": 0, "eos_token_id": 0,
