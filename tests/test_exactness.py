@@ -558,7 +558,7 @@ def test_a_wrong_size_is_refused(pair, field, tmp_path):
 
 
 def test_no_flag_is_left_out():
-    """Every field of both configs is flipped above, refused, shown by new weights, or for labels or generating."""
+    """Every field of both configs is flipped above, refused, shown by new weights, or for answers."""
     flipped = {name for flip in FLIPS.values() for name in flip.changes}
     fields = {field.name for field in dataclasses.fields(ModelConfig)}
     rope_fields = {f"rope.{field.name}" for field in dataclasses.fields(RopeConfig)}
