@@ -15,8 +15,10 @@ The words that stand for axes in every shape annotation:
 from minilm.cache import DynamicCache, SlidingWindowCache, StaticCache
 from minilm.checkpoint import CheckpointError, load, save
 from minilm.config import ConfigError, ModelConfig, RopeConfig
-from minilm.generate import TextStreamer, generate
-from minilm.heads import CausalLM, ModelOutput
+from minilm.generate import generate
+from minilm.heads import CausalLM, QuestionAnswerer, SequenceClassifier, TokenClassifier
+from minilm.streaming import TextStreamer
+from minilm.task import ModelOutput
 from minilm.tokenizer import Tokenizer, load_tokenizer
 
 __all__ = [
@@ -26,10 +28,13 @@ __all__ = [
     "DynamicCache",
     "ModelConfig",
     "ModelOutput",
+    "QuestionAnswerer",
     "RopeConfig",
+    "SequenceClassifier",
     "SlidingWindowCache",
     "StaticCache",
     "TextStreamer",
+    "TokenClassifier",
     "Tokenizer",
     "generate",
     "load",

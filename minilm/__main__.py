@@ -21,7 +21,8 @@ from minilm import backends, bench, checkpoint, describe, families, parity
 from minilm.cache import DynamicCache
 from minilm.config import RopeConfig
 from minilm.fetch import download_gguf, fetch_smollm2
-from minilm.generate import TextStreamer, generate
+from minilm.generate import generate
+from minilm.streaming import TextStreamer
 from minilm.tokenizer import Tokenizer, load_tokenizer
 
 app = typer.Typer(

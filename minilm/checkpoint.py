@@ -5,6 +5,7 @@ used.
 """
 
 import json
+import logging
 import os
 import re
 import tempfile
@@ -19,10 +20,11 @@ from torch import Tensor
 
 from minilm import backends, families
 from minilm.config import ConfigError, ModelConfig
-from minilm.families.base import Family
-from minilm.heads import CausalLM
+from minilm.families.base import CLASS_SUFFIXES, Family, default_label_names
+from minilm.heads import TASKS
+from minilm.task import TaskModel
 
-TASKS = {"causal-lm": CausalLM}
+logger = logging.getLogger("minilm")
 INDEX = "model.safetensors.index.json"
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "consolidated.00.pth")
 
@@ -156,19 +158,31 @@ def read_tensors(directory: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def assign(model: CausalLM, family: Family, tensors: Mapping[str, Tensor]) -> None:
-    """Make a file's tensors the model's parameters, without a copy; refuse what does not fit exactly."""
+def assign(
+    model: TaskModel, family: Family, tensors: Mapping[str, Tensor], architectures: list[str] | None = None
+) -> None:
+    """Make a file's tensors the model's parameters, without a copy; refuse what does not fit exactly.
+
+    The trunk must be whole. So must the head, where the file is one of this task; heads of other tasks are
+    left out, and then the model's own is new, which the log says.
+    architectures: of config.json, the class that wrote the file.
+    """
     available = {}
     for name, tensor in tensors.items():
-        canonical = family.canonical(name)
+        canonical = family.canonical(name, model.task)
         if canonical in available:
             raise CheckpointError(f"the file has two tensors for {canonical}, one of them called {name}")
         if canonical is not None:
             available[canonical] = tensor
-    wanted = {name: parameter.shape for name, parameter in model.named_parameters()}
-    file_names = {name: family.file_name(name) for name in wanted}
+    file_names = {name: family.file_name(name, model.task) for name, _ in model.named_parameters()}
     if model.config.tie_embeddings:
         _drop_tied_copy(family, available, file_names)
+    new = []
+    if not _holds_head(model.task, family, available, architectures):
+        heads = {family.head(task) for task in TASKS}
+        available = {name: value for name, value in available.items() if name.rpartition(".")[0] not in heads}
+        new = [name for name in file_names if not name.startswith("decoder.")]
+    wanted = {name: value.shape for name, value in model.named_parameters() if name not in new}
 
     problems = [f"missing {file_names[name]}" for name in wanted if file_names[name] not in available]
     problems += [f"unexpected {name}" for name in sorted(set(available) - set(file_names.values()))]
@@ -182,7 +196,32 @@ def assign(model: CausalLM, family: Family, tensors: Mapping[str, Tensor]) -> No
         shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
         raise CheckpointError(f"the weights do not fit the {family.model_type} model of config.json: {shown}")
     state = {name: available[file_names[name]] for name in wanted}
+    if new:
+        dtype = common_dtype(state)
+        state |= {name: _new_weight(model, name).to(dtype) for name in new}
+        logger.warning(
+            "%s not in the checkpoint, so the head is new: train it before you use its answers",
+            " and ".join(file_names[name] for name in new) + (" are" if len(new) > 1 else " is"),
+        )
     model.load_state_dict(state, assign=True)
+
+
+def _new_weight(model: TaskModel, name: str) -> Tensor:
+    """A starting value for a parameter of the head: normal for matrices, zero for biases."""
+    value = torch.zeros(model.get_parameter(name).shape)
+    return value if name.endswith("bias") else value.normal_(std=model.config.init_std)
+
+
+def _holds_head(
+    task: str, family: Family, available: Mapping[str, Tensor], architectures: list[str] | None
+) -> bool:
+    """Whether a file is one of this task: by the class that wrote it, else by the tensors that it holds."""
+    written_by = " ".join(map(str, architectures or ())) + " "
+    named = [task for task, suffix in CLASS_SUFFIXES.items() if f"{suffix} " in written_by]
+    if named:
+        return task in named
+    present = any(name.rpartition(".")[0] == family.head(task) for name in available)
+    return present or (task == "causal-lm" and not architectures)
 
 
 def _drop_tied_copy(family: Family, available: dict[str, Tensor], file_names: dict[str, str]) -> None:
@@ -213,33 +252,44 @@ def load(
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
     num_labels: int | None = None,
-) -> CausalLM:
+) -> TaskModel:
     """A model with the weights of a checkpoint, in eval mode.
 
     source: a directory, a Hub name, a .gguf file, a shipped checkpoint, or "smollm2" once fetched.
+    task:   "causal-lm", "sequence-classification", "token-classification" or "question-answering". From a
+            file of another task, or of the bare trunk, the trunk is kept and the head is new; the log names
+            its weights.
     dtype:  None keeps the checkpoint's; files that mix dtypes are widened to the one that loses nothing.
+    num_labels: how many outputs a classifier has; None means as many as config.json says, else two.
     Raises: CheckpointError, naming what is missing, unexpected or misshapen; ConfigError for an unknown
             structure.
     """
     if task not in TASKS:
         raise ValueError(f"task {task!r} does not exist; choose one of {', '.join(TASKS)}")
-    if num_labels is not None and task == "causal-lm":
-        raise ValueError("num_labels is for classifiers; a causal-lm scores the vocabulary")
+    if num_labels is not None and not task.endswith("classification"):
+        raise ValueError(
+            f"num_labels is for classifiers; leave it out for {task}, which has outputs of its own"
+        )
+    if num_labels is not None and num_labels < 1:
+        raise ValueError(f"num_labels is {num_labels}; a classifier needs at least one")
     backends.select(backend)  # so that a wrong name is refused here, not by the first forward pass
     path = resolve(source)
     family, config = read_config(path)
+    if num_labels not in (None, config.num_labels):
+        config = config.replace(label_names=default_label_names(num_labels))
     with torch.device("meta"):
         model = TASKS[task](config, backend)
     if path.is_file():
         from minilm import gguf_reader
 
         tensors = gguf_reader.read_tensors(path, family, config)
-        generation_config = {}
+        generation_config, architectures = {}, None
     else:
         tensors = read_tensors(path)
         generation_file = path / "generation_config.json"
         generation_config = read_json(generation_file) if generation_file.is_file() else {}
-    assign(model, family, tensors)
+        architectures = read_json(path / "config.json").get("architectures")
+    assign(model, family, tensors, architectures)
     model.family, model.generation_config = family.model_type, generation_config
     return model.to(device=device, dtype=dtype or common_dtype(dict(model.named_parameters()))).eval()
 
@@ -248,7 +298,7 @@ def load(
 # Writing
 
 
-def save(model: CausalLM, directory: str | os.PathLike, max_shard_bytes: int = 5_000_000_000) -> None:
+def save(model: TaskModel, directory: str | os.PathLike, max_shard_bytes: int = 5_000_000_000) -> None:
     """Write a directory that transformers and minilm load: structure, weights, settings for generating.
 
     All files are written beside their places first and moved there last: an interrupted save leaves what was
@@ -260,9 +310,14 @@ def save(model: CausalLM, directory: str | os.PathLike, max_shard_bytes: int = 5
             f"this model has no family yet, so its weights have no names; set model.family: {known}"
         )
     family = families.get_family(model.family)
-    config = family.write_config(model.config) | {"dtype": str(model.dtype).removeprefix("torch.")}
+    config = family.write_config(model.config, model.task) | {
+        "dtype": str(model.dtype).removeprefix("torch.")
+    }
     # Saved as they are in memory, bit for bit; contiguous because the format stores no strides.
-    state = {family.file_name(name): value.detach().contiguous() for name, value in model.named_parameters()}
+    state = {
+        family.file_name(name, model.task): value.detach().contiguous()
+        for name, value in model.named_parameters()
+    }
     plan = split_torch_state_dict_into_shards(
         state, filename_pattern="model{suffix}.safetensors", max_shard_size=max_shard_bytes
     )

@@ -132,6 +132,13 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...] = ()
     pad_token_id: int | None = None
 
+    # What a classifier's outputs are called, and how it is trained; other tasks have no use for it.
+    label_names: tuple[str, ...] = ("LABEL_0", "LABEL_1")
+    problem_type: Literal["regression", "single_label_classification", "multi_label_classification", None] = (
+        None  # None: by the number of labels and their dtype
+    )
+    classifier_dropout: float = 0.1  # before the head of a token classifier, in training mode
+
     def __post_init__(self):
         _check_fields(self)
         for name in ("vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim",
@@ -176,9 +183,19 @@ class ModelConfig:
                     f"a sliding window of {window} keys; it must be at least 1 (the query's own), or None "
                     "for all",
                 )
-        for name in ("embedding_dropout", "attention_dropout", "residual_dropout"):
+        for name in ("embedding_dropout", "attention_dropout", "residual_dropout", "classifier_dropout"):
             value = getattr(self, name)
             require(0 <= value < 1, f"{name} is {value}; a probability in [0, 1) is needed")
+        require(self.num_labels > 0, "label_names is empty; a classifier needs at least one label")
+        require(
+            self.num_labels > 1 or self.problem_type != "single_label_classification",
+            "one label leaves single_label_classification nothing to choose; name two, or use regression",
+        )
+
+    @property
+    def num_labels(self) -> int:
+        """How many outputs a classifier has."""
+        return len(self.label_names)
 
     @property
     def groups(self) -> int:

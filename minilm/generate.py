@@ -1,10 +1,7 @@
 """Generating: run the model, choose a token, append it, again. Every filter is a function of the logits."""
 
-import io
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol, TextIO, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -16,62 +13,11 @@ from minilm.compiled import SLOTS, CompiledStep
 from minilm.cross_attention import read_memory
 from minilm.heads import CausalLM
 from minilm.speculate import Draft, DraftModel, prompt_lookup, speculate
-from minilm.tokenizer import Tokenizer
+from minilm.streaming import Streamer
 
 MOST_ROOM = 4096  # tokens a growing cache makes room for at once: max_new_tokens may be a wild guess
 Logits = Float[Tensor, "batch vocab"]
 Ids = Int[Tensor, "batch length"]
-
-
-@runtime_checkable
-class Streamer(Protocol):
-    """Whoever wants the tokens as they come: first the prompt, then one token per row and step."""
-
-    def put(self, ids: Tensor) -> None: ...
-
-    def end(self) -> None: ...
-
-
-class TextStreamer:
-    """Prints one row's new text as soon as its characters are complete; the prompt itself is not repeated."""
-
-    def __init__(self, tokenizer: Tokenizer, file: TextIO | io.StringIO | None = None):
-        self.tokenizer, self.file = tokenizer, file
-        self._start()
-
-    def _start(self) -> None:
-        self.before: list[int] | None = None  # the end of the prompt: it decides whether a space follows
-        self.ids: list[int] = []
-        self.printed = 0
-
-    def put(self, ids: Tensor) -> None:
-        """Take the prompt, then one token after the other."""
-        if self.before is None:
-            require(
-                ids.shape[0] == 1,
-                f"a TextStreamer prints one row, not {ids.shape[0]}; stream rows one by one",
-            )
-            self.before = ids[0, -4:].tolist()
-            return
-        self.ids += ids.flatten().tolist()
-        text = self._text()
-        if not text.endswith("\ufffd"):  # a character of several bytes may be half there
-            self._write(text)
-
-    def end(self) -> None:
-        """Print what is left, and a new line."""
-        self._write(self._text() + "\n")
-        self._start()
-
-    def _text(self) -> str:
-        """The new text: what the tokens add to the end of the prompt."""
-        before = self.before or []
-        together = self.tokenizer.decode(before + self.ids, skip_special_tokens=True)
-        return together[len(self.tokenizer.decode(before, skip_special_tokens=True)) :]
-
-    def _write(self, text: str) -> None:
-        print(text[self.printed :], end="", flush=True, file=self.file or sys.stdout)
-        self.printed = len(text)
 
 
 def penalize_repetition(logits: Logits, input_ids: Ids, penalty: float) -> Logits:

@@ -41,7 +41,7 @@ VISIBLE = -1e30  # scores below this are masked; how far below is each implement
 
 
 @torch.no_grad()
-def randomise(model: CausalLM, seed: int) -> None:
+def randomise(model: nn.Module, seed: int) -> None:
     """Give every parameter a value that matters, for at its initialisation a model hides most bugs.
 
     Norm weights 1 + 0.3·N, biases 0.3·N, matrices 1.5/√fan_in·N: logits reach about 6, and a missing norm

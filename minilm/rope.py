@@ -163,10 +163,11 @@ def apply_rope(
     """
     cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)  # one angle for all heads
     rotary_dim = cos.shape[-1]
-    # Queries and keys turn alike, so they are turned together: one token's time is the number of operations.
-    both = torch.cat((query, key), dim=1)
-    turned = both[..., :rotary_dim]
-    turned = turned * cos + rotate_half(turned) * sin
-    if rotary_dim < both.shape[-1]:
-        turned = torch.cat((turned, both[..., rotary_dim:]), dim=-1)
-    return turned.split((query.shape[1], key.shape[1]), dim=1)
+
+    def turn(x: Tensor) -> Tensor:
+        if rotary_dim == x.shape[-1]:
+            return x * cos + rotate_half(x) * sin
+        turned, passed = x[..., :rotary_dim], x[..., rotary_dim:]
+        return torch.cat((turned * cos + rotate_half(turned) * sin, passed), dim=-1)
+
+    return turn(query), turn(key)

@@ -517,6 +517,7 @@ SIZES = {
 }
 INITIALISATION = {"init_std", "depth_scaled_init"}  # shown below, by the spread of new weights
 GENERATING = {"bos_token_id", "eos_token_ids", "pad_token_id"}  # which tokens start, end and fill a text
+LABELS = {"label_names", "problem_type", "classifier_dropout"}  # of classifiers; shown in test_heads
 
 
 @pytest.mark.parametrize("name", FLIPS)
@@ -558,12 +559,12 @@ def test_a_wrong_size_is_refused(pair, field, tmp_path):
 
 
 def test_no_flag_is_left_out():
-    """Every field of both configs is flipped above, refused, shown by new weights, or for generating."""
+    """Every field of both configs is flipped above, refused, shown by new weights, or for answers."""
     flipped = {name for flip in FLIPS.values() for name in flip.changes}
     fields = {field.name for field in dataclasses.fields(ModelConfig)}
     rope_fields = {f"rope.{field.name}" for field in dataclasses.fields(RopeConfig)}
-    assert flipped | set(SIZES) | INITIALISATION | GENERATING == fields | rope_fields
-    assert not GENERATING & flipped
+    assert flipped | set(SIZES) | INITIALISATION | GENERATING | LABELS == fields | rope_fields
+    assert not (GENERATING | LABELS) & flipped
 
 
 # --------------------------------------------------------------------------------------------------

@@ -22,13 +22,13 @@ BOOKKEEPING = frozenset(
     """architectures auto_map dtype torch_dtype transformers_version use_cache _name_or_path name_or_path
     _attn_implementation_autoset attn_implementation _commit_hash return_dict output_attentions
     output_hidden_states torchscript use_bfloat16 tf_legacy_loss tokenizer_class prefix task_specific_params
-    finetuning_task problem_type id2label label2id num_labels is_decoder chunk_size_feed_forward pruned_heads
+    finetuning_task is_decoder chunk_size_feed_forward pruned_heads
     sep_token_id decoder_start_token_id forced_bos_token_id forced_eos_token_id begin_suppress_tokens
     suppress_tokens do_sample temperature top_k top_p typical_p repetition_penalty length_penalty
     no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids num_beams num_beam_groups
     num_return_sequences diversity_penalty early_stopping max_length min_length max_new_tokens
     remove_invalid_values output_scores return_dict_in_generate exponential_decay_length_penalty
-    tie_encoder_decoder cross_attention_hidden_size pretraining_tp rotary_emb_inv_freq classifier_dropout
+    tie_encoder_decoder cross_attention_hidden_size pretraining_tp rotary_emb_inv_freq
     transformers.js_config""".split()
 )
 
@@ -37,6 +37,21 @@ EXPECTED = {
     "is_encoder_decoder": (False, None),
     "quantization_config": (None,),
     "add_cross_attention": (False, None),
+}
+
+# How the class names in config.json's "architectures" end, for each task.
+CLASS_SUFFIXES = {
+    "causal-lm": "ForCausalLM",
+    "sequence-classification": "ForSequenceClassification",
+    "token-classification": "ForTokenClassification",
+    "question-answering": "ForQuestionAnswering",
+}
+
+# What files call the heads that are no language model's, where a family says nothing else.
+HEADS = {
+    "sequence-classification": "score",
+    "token-classification": "score",
+    "question-answering": "qa_outputs",
 }
 
 _REQUIRED = object()
@@ -203,6 +218,45 @@ def smallest_window(config: ModelConfig) -> int | None:
     return min((window for window in config.layer_windows or () if window is not None), default=None)
 
 
+def default_label_names(count: int) -> tuple[str, ...]:
+    """What transformers calls labels that nobody named."""
+    return tuple(f"LABEL_{index}" for index in range(count))
+
+
+def read_labels(keys: Keys) -> dict:
+    """What a classifier's outputs are called and how it is trained; a file that does not say means two."""
+    names = keys("id2label", None)
+    count = keys.count("num_labels", 2)  # where both stand, transformers goes by id2label
+    keys("label2id", None)  # the same backwards
+    if names is None:
+        names = dict(enumerate(default_label_names(count)))
+    by_index = {str(key): str(name) for key, name in names.items()} if isinstance(names, Mapping) else {}
+    indices = [str(index) for index in range(len(by_index))]
+    if not by_index or set(by_index) != set(indices):
+        raise ConfigError(
+            f"{keys.place} says id2label = {names!r}; it must name label 0, 1, 2, … without a gap"
+        )
+    dropout = keys("classifier_dropout", None)
+    return {
+        "label_names": tuple(by_index[index] for index in indices),
+        "problem_type": keys("problem_type", None),
+        "classifier_dropout": 0.1 if dropout is None else dropout,
+    }
+
+
+def write_labels(config: ModelConfig) -> dict:
+    """The keys of config.json for labels; what transformers takes by default is left out, as it does."""
+    values = {}
+    if config.label_names != default_label_names(2):
+        values["id2label"] = {str(index): name for index, name in enumerate(config.label_names)}
+        values["label2id"] = {name: index for index, name in enumerate(config.label_names)}
+    if config.problem_type is not None:
+        values["problem_type"] = config.problem_type
+    if config.classifier_dropout != 0.1:
+        values["classifier_dropout"] = config.classifier_dropout
+    return values
+
+
 @dataclass(frozen=True)
 class GGUFNames:
     """How llama.cpp stores a family: what it calls it, and what its converter did to the weights."""
@@ -219,8 +273,10 @@ class Family:
     fields:  config.json key -> (ModelConfig field, the value when the key is absent), for keys that mean one
              field.
     read:    the ModelConfig fields that need more than a table; write: their config.json keys.
-    weights: our module -> the file's module; {} stands for the layer's index. A module's .weight and .bias
-             follow it.
+    weights: our module -> the file's module in a causal LM; {} stands for the layer's index. A module's
+             .weight and .bias follow it.
+    heads:   task -> the file's module for our `head`.
+    trunks:  task -> what the trunk is called in its files, where that is not as in a causal LM.
     """
 
     model_type: str
@@ -230,6 +286,8 @@ class Family:
     write: Callable[[ModelConfig], dict]
     weights: Mapping[str, str]
     tiny: Mapping  # a small config.json of this family, on which it is compared with transformers
+    heads: Mapping[str, str] | None = None  # None: HEADS
+    trunks: Mapping[str, str] | None = None
     ignored_keys: frozenset[str] = frozenset()
     ignored_tensors: str = (
         r"(?!)"  # a pattern of names that files carry and nobody needs, such as mask buffers
@@ -258,16 +316,16 @@ class Family:
         }
         for name, (field, *default) in self.fields.items():
             found[field] = keys(name, *default)
-        found |= self.read(keys)
+        found |= read_labels(keys) | self.read(keys)
         keys.finish(BOOKKEEPING | self.ignored_keys)
         return ModelConfig(**found)
 
-    def write_config(self, config: ModelConfig) -> dict:
+    def write_config(self, config: ModelConfig, task: str = "causal-lm") -> dict:
         """The config.json that describes this structure, or an error where the family has no words for it."""
         eos = config.eos_token_ids
-        values = {"model_type": self.model_type, "architectures": [f"{self.class_prefix}ForCausalLM"]}
+        values = {"model_type": self.model_type, "architectures": [self.class_prefix + CLASS_SUFFIXES[task]]}
         values |= {name: getattr(config, field) for name, (field, *_) in self.fields.items()}
-        values |= self.write(config)
+        values |= self.write(config) | write_labels(config)
         values |= {
             "bos_token_id": config.bos_token_id,
             "eos_token_id": None if not eos else eos[0] if len(eos) == 1 else list(eos),
@@ -289,21 +347,46 @@ class Family:
             raise ConfigError(f"a {self.model_type} config.json cannot say {detail}. Save as another family")
         return values
 
-    def file_name(self, name: str) -> str:
-        """What the family's files call a parameter of ours, given by its full name in a CausalLM."""
+    @property
+    def trunk(self) -> str:
+        """What the trunk is called in a causal LM's file."""
+        return self.weights["decoder.final_norm"].partition(".")[0]
+
+    def head(self, task: str) -> str:
+        """What the head is called in this task's files."""
+        return self.weights["lm_head"] if task == "causal-lm" else (self.heads or HEADS)[task]
+
+    def file_name(self, name: str, task: str = "causal-lm") -> str:
+        """What this task's files call a parameter of ours, given by its full name in the task's model."""
         module, _, kind = name.rpartition(".")
         generic = re.sub(r"\.layers\.\d+\.", ".layers.{}.", module)
         index = re.search(r"\.layers\.(\d+)\.", module)
+        if generic in ("head", "lm_head"):
+            return f"{self.head(task)}.{kind}"
         if generic not in self.weights:
             raise ConfigError(
                 f"the {self.model_type} family has no name for {name!r} in its table of weights"
             )
-        return f"{self.weights[generic].format(index[1] if index else '')}.{kind}"
+        return self._for_task(f"{self.weights[generic].format(index[1] if index else '')}.{kind}", task)
 
-    def canonical(self, name: str) -> str | None:
-        """The spelling of a file's tensor name that `weights` uses; None for one that is not needed."""
+    def canonical(self, name: str, task: str = "causal-lm") -> str | None:
+        """How this task's files spell the name of a tensor in any file; None for one that is not needed.
+
+        Files of the bare trunk leave its name out, and those of another task may call it otherwise.
+        """
+        parts = {path.split(".")[1] for path in self.weights.values() if "." in path}
+        first, _, rest = name.partition(".")
+        if first in parts:
+            name = f"{self.trunk}.{name}"
+        elif first in (self.trunks or {}).values():
+            name = f"{self.trunk}.{rest}"
         if re.search(self.ignored_tensors, name):
             return None
         for other, canonical in (self.renamed or {}).items():
             name = re.sub(other, canonical, name)
-        return name
+        return self._for_task(name, task)
+
+    def _for_task(self, name: str, task: str) -> str:
+        """A causal LM's tensor name with the trunk called as in this task's files."""
+        first, _, rest = name.partition(".")
+        return f"{(self.trunks or {}).get(task, first)}.{rest}" if first == self.trunk else name

@@ -1,7 +1,7 @@
 """GPT-BigCode, that is SantaCoder and StarCoder: GPT-2's structure with one key head for all query heads."""
 
 from minilm.config import ModelConfig
-from minilm.families.base import ACTIVATION_KEYS, Family, Keys
+from minilm.families.base import ACTIVATION_KEYS, HEADS, Family, Keys
 
 
 def read_softmax(keys: Keys) -> str:
@@ -74,12 +74,11 @@ FAMILY = Family(
         "decoder.final_norm": "transformer.ln_f",
         "lm_head": "lm_head",
     },
+    heads=HEADS | {"token-classification": "classifier"},
     token_ids=(50256, 50256, None),
-    ignored_keys=frozenset(
-        """inference_runner validate_runner_input pre_allocate_kv_cache max_batch_size
+    ignored_keys=frozenset("""inference_runner validate_runner_input pre_allocate_kv_cache max_batch_size
         max_sequence_length pad_key_length summary_activation summary_first_dropout summary_proj_to_labels
-        summary_type summary_use_proj runner_max_sequence_length""".split()
-    ),
+        summary_type summary_use_proj runner_max_sequence_length""".split()),
     ignored_tensors=r"\.(attn|crossattention)\.(bias|masked_bias)$|^transformer\.bias$",
     tiny={
         "model_type": "gpt_bigcode", "vocab_size": 191, "n_embd": 48, "n_layer": 3, "n_head": 6,

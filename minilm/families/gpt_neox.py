@@ -1,7 +1,7 @@
 """GPT-NeoX-20B and Pythia: LayerNorm, partial rotary, qkv fused head by head, a parallel residual."""
 
 from minilm.config import ModelConfig
-from minilm.families.base import ACTIVATION_KEYS, Family, Keys, read_rope, write_rope
+from minilm.families.base import ACTIVATION_KEYS, HEADS, Family, Keys, read_rope, write_rope
 
 
 def read(keys: Keys) -> dict:
@@ -69,6 +69,7 @@ FAMILY = Family(
         "decoder.final_norm": "gpt_neox.final_layer_norm",
         "lm_head": "embed_out",
     },
+    heads=HEADS | {"token-classification": "classifier"},
     renamed={r"^lm_head\.": "embed_out."},
     token_ids=(0, 2, None),
     # The 20B file has these two; no released code reads them.

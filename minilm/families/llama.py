@@ -78,6 +78,7 @@ FAMILY = Family(
     weights=WEIGHTS,
     ignored_keys=frozenset({"is_llama_config"}),
     ignored_tensors=r"rotary_emb\.inv_freq$",
+    trunks={"question-answering": "transformer"},
     gguf=GGUFNames("llama", interleaved_rope=True),
     token_ids=(1, 2, None),
     tiny={

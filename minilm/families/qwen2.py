@@ -51,6 +51,7 @@ FAMILY = Family(
     read=read,
     write=write,
     weights=llama.WEIGHTS,
+    trunks={"question-answering": "transformer"},
     gguf=GGUFNames("qwen2"),
     tiny={
         "model_type": "qwen2", "vocab_size": 211, "hidden_size": 48, "intermediate_size": 80,

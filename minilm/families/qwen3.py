@@ -30,6 +30,7 @@ FAMILY = Family(
         "decoder.layers.{}.attention.q_norm": "model.layers.{}.self_attn.q_norm",
         "decoder.layers.{}.attention.k_norm": "model.layers.{}.self_attn.k_norm",
     },
+    trunks={"question-answering": "transformer"},
     gguf=GGUFNames("qwen3"),
     tiny={
         "model_type": "qwen3", "vocab_size": 199, "hidden_size": 48, "intermediate_size": 80,
