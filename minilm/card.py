@@ -160,8 +160,8 @@ each stands between two `{END}`.
 
 Recipe: {settings}; AdamW.
 
-Made with Python {platform.python_version()} and torch {torch.__version__}. Another Python has another standard
-library, and so gives another model.
+Made with Python {platform.python_version()} and torch {torch.__version__}. Another Python has another
+standard library, and so gives another model.
 
 ![loss](loss.png)
 

@@ -220,8 +220,8 @@ class Run:
         changed = [name for name, value in state["identity"].items() if value != mine[name]]
         if changed:
             raise ValueError(
-                f"{self.path} belongs to a run with another {' and '.join(changed)}; give the same options to "
-                "go on with it, --fresh to start again, or another directory"
+                f"{self.path} belongs to a run with another {' and '.join(changed)}; give the same options "
+                "to go on with it, --fresh to start again, or another directory"
             )
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
