@@ -15,11 +15,12 @@ from typing import Annotated
 
 import torch
 import typer
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
 from minilm import card, checkpoint, data, families
+from minilm import loss as losses
 from minilm.config import ModelConfig
 from minilm.data import Rows
 from minilm.heads import CausalLM
@@ -104,39 +105,46 @@ def _order(epoch: int, num_rows: int, seed: int) -> Tensor:
     return torch.randperm(num_rows, generator=torch.Generator().manual_seed(1000 * seed + epoch))
 
 
-def mean_loss(model: CausalLM, rows: Rows) -> Tensor:
-    """Mean cross-entropy in nats of the tokens of packed documents, each predicted from its own document."""
-    out = model(
-        rows.input_ids, attention_mask=rows.attention_mask, position_ids=rows.position_ids, labels=rows.labels
-    )
-    return out.loss
+def summed_loss(model: CausalLM, rows: Rows) -> Float[Tensor, ""]:
+    """Cross-entropy in nats, summed over the tokens of packed documents; each sees its own document only."""
+    out = model(rows.input_ids, attention_mask=rows.attention_mask, position_ids=rows.position_ids)
+    return losses.next_token_loss(out.logits, rows.labels, reduction="sum")
 
 
-def accumulate(model: CausalLM, rows: Rows, recipe: Recipe) -> float:
+def accumulate(model: CausalLM, rows: Rows, recipe: Recipe, rank: int = 0, world: int = 1) -> float:
     """Add the gradient of the mean loss of all tokens of these rows, a few rows at a time; return the loss.
 
-    Every part is weighted by its number of tokens. The mean of the parts' means would count the tokens of a
-    short part more than others, and the update would depend on how the rows were divided.
+    Sums are divided by the number of tokens of all rows. The mean of the parts' means would count the tokens
+    of a short part more than others, and the update would depend on how the rows were divided.
+    rank, world: of several processes that average their gradients, this one takes every world-th row.
     """
-    device_type, total, loss = model.device.type, rows.targets, 0.0
-    for first in range(0, len(rows), recipe.micro_rows):
-        part = rows[first : first + recipe.micro_rows]
-        if part.targets == 0:
-            continue
-        with torch.autocast(device_type, torch.bfloat16, enabled=recipe.bf16):
-            share = mean_loss(model, part) * (part.targets / total)
-        share.backward()
-        loss += share.item()
-    return loss
+    tokens, total = max(1, rows.targets), torch.zeros((), device=model.device)
+    mine = rows[rank::world]
+    for first in range(0, len(mine), recipe.micro_rows):
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=recipe.bf16):
+            loss = summed_loss(model, mine[first : first + recipe.micro_rows]) / tokens
+        (loss * world).backward()
+        total += loss.detach()
+    if world > 1:
+        torch.distributed.all_reduce(total)
+    return total.item()
 
 
-def update(model: CausalLM, optimizer: torch.optim.Optimizer, rows: Rows, step: int, recipe: Recipe) -> float:
+def update(
+    model: CausalLM,
+    optimizer: torch.optim.Optimizer,
+    rows: Rows,
+    step: int,
+    recipe: Recipe,
+    rank: int = 0,
+    world: int = 1,
+) -> float:
     """One step of training; returns the loss before it."""
     torch.manual_seed(recipe.seed + step)  # for dropout: a resumed run draws what the whole one drew
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(step, recipe)
     optimizer.zero_grad(set_to_none=True)
-    loss = accumulate(model, rows, recipe)
+    loss = accumulate(model, rows, recipe, rank, world)
     nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
     optimizer.step()
     return loss
@@ -150,8 +158,7 @@ def evaluate(model: CausalLM, rows: Rows, at_once: int = 16) -> float:
     total = 0.0
     for first in range(0, len(rows), at_once):
         part = rows[first : first + at_once].to(model.device)
-        if part.targets:
-            total += mean_loss(model, part).item() * part.targets
+        total += summed_loss(model, part).item()
     model.train(was_training)
     return total / rows.targets
 

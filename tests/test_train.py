@@ -80,7 +80,7 @@ def test_packed_documents_are_separate_documents(family):
     model = make_model(family)
     rows = data.pack(documents, sum(map(len, documents)))  # one row holds them all: none is cut
     packed = model(rows.input_ids, attention_mask=rows.attention_mask, position_ids=rows.position_ids).logits
-    train.mean_loss(model, rows).backward()
+    (train.summed_loss(model, rows) / rows.targets).backward()
     found = gradients(model)
 
     model.zero_grad()
@@ -240,7 +240,7 @@ def saved_bytes(model: minilm.CausalLM, rows: Rows) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss = train.mean_loss(model, rows)
+        loss = train.summed_loss(model, rows)
     loss.backward()
     return sum(kept.values()) - sum(p.untyped_storage().nbytes() for p in model.parameters())
 
@@ -345,7 +345,7 @@ def test_a_kill_leaves_the_last_good_state(tmp_path):
 
 
 def test_the_command(tmp_path):
-    """From files to a directory that loads, with tokenizer, card and plot; a second call has nothing to do."""
+    """From files to a directory that loads, with tokenizer, card and plot; a second call changes nothing."""
     from typer.testing import CliRunner
 
     from minilm.__main__ import app
