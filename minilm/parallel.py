@@ -62,7 +62,7 @@ def tensor_parallel_plan(model: CausalLM, size: int) -> dict[str, ColwiseParalle
     reads, writes = ["mlp.up_proj"], ["mlp.down_proj"]
     if config.mlp == "gated":
         reads.append("mlp.gate_proj")
-    # In fused rows of three blocks a cut by outputs would part queries from keys; there attention stays whole.
+    # In fused rows of three blocks, a cut by outputs would part queries from keys: they stay whole.
     if config.qkv_layout != "blocks":
         if config.num_kv_heads % size:
             raise ValueError(f"{config.num_kv_heads} key heads cannot be shared by {size} processes")

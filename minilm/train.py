@@ -275,6 +275,7 @@ def build_config(
     head_dim: int | None,
     intermediate_size: int,
     length: int,
+    tied: bool,
 ) -> ModelConfig:
     """A structure that the family has words for, of the given size.
 
@@ -293,6 +294,7 @@ def build_config(
         head_dim=head_dim or hidden_size // num_heads,
         intermediate_size=intermediate_size,
         max_positions=length,
+        tie_embeddings=tied or small.tie_embeddings,
         layer_windows=None,
         embedding_dropout=0.0,  # a run of few epochs has nothing to forget
         attention_dropout=0.0,
@@ -341,6 +343,7 @@ def command(
         int | None, typer.Option(help="Width of a head; its share of the hidden size.")
     ] = None,
     intermediate_size: Annotated[int, typer.Option(help="Width of the MLP.")] = 384,
+    tied: Annotated[bool, typer.Option("--tied", help="Score tokens with the embedding table.")] = False,
     seed: Annotated[int, typer.Option(help="Of the weights and of the order of the rows.")] = Recipe.seed,
     save_every: Annotated[
         int, typer.Option(help="Steps between two states that a run can go on from.")
@@ -377,6 +380,7 @@ def command(
         head_dim,
         intermediate_size,
         length,
+        tied,
     )
     torch.manual_seed(seed)
     model = CausalLM(config).to(device)
