@@ -9,10 +9,8 @@ from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from minilm.heads import CausalLM
 from minilm.linear import Linear
@@ -44,12 +42,14 @@ def shard_parameters(model: CausalLM, mesh: DeviceMesh) -> CausalLM:
     over the processes, each of which computes on rows of its own.
     Source: ZeRO, Rajbhandari et al. 2019, stage 3.
     """
+    from torch.distributed.fsdp import fully_shard
+
     for block in model.decoder.layers:
         fully_shard(block, mesh=mesh)
     return fully_shard(model, mesh=mesh)  # what stands around the blocks: embeddings, final norm, head
 
 
-def tensor_parallel_plan(model: CausalLM, size: int) -> dict[str, ColwiseParallel | RowwiseParallel]:
+def tensor_parallel_plan(model: CausalLM, size: int) -> dict[str, str]:
     """How the matrices of a block are cut over `size` processes, by the names of their modules.
 
     What reads the residual stream is cut by its outputs, so that a process has whole heads, or some of the
@@ -69,7 +69,7 @@ def tensor_parallel_plan(model: CausalLM, size: int) -> dict[str, ColwiseParalle
         names = "qkv_proj" if config.qkv_layout == "per_head" else "q_proj k_proj v_proj"
         reads += [f"attention.{name}" for name in names.split()]
         writes.append("attention.o_proj")
-    return {name: ColwiseParallel() for name in reads} | {name: RowwiseParallel() for name in writes}
+    return dict.fromkeys(reads, "outputs") | dict.fromkeys(writes, "inputs")
 
 
 def shard_matrices(model: CausalLM, mesh: DeviceMesh) -> CausalLM:
@@ -77,13 +77,16 @@ def shard_matrices(model: CausalLM, mesh: DeviceMesh) -> CausalLM:
 
     All processes get the same rows and return the same logits.
     """
+    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
     size = mesh.size()
     plan = tensor_parallel_plan(model, size)
     local = model.config.replace(
         num_heads=model.config.num_heads // size, num_kv_heads=model.config.num_kv_heads // size or 1
     )
     for block in model.decoder.layers:
-        parallelize_module(block, mesh, plan)
+        cut = {"outputs": ColwiseParallel, "inputs": RowwiseParallel}
+        parallelize_module(block, mesh, {name: cut[side]() for name, side in plan.items()})
         if "attention.o_proj" in plan:
             block.attention.config = local
         for module in block.modules():
@@ -92,9 +95,11 @@ def shard_matrices(model: CausalLM, mesh: DeviceMesh) -> CausalLM:
     return model
 
 
-def whole(module: nn.Module) -> dict[str, torch.Tensor]:
-    """A module's parameters, put together again in every process."""
-    return {
-        name: value.full_tensor() if hasattr(value, "full_tensor") else value
-        for name, value in module.state_dict().items()
-    }
+def shared(tensor: Tensor) -> bool:
+    """Whether this process holds a part of the tensor only, or one of several copies: a DTensor."""
+    return hasattr(tensor, "full_tensor")  # importing the class takes a second, also where it is not used
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor put together again in every process; all of them must ask for it."""
+    return tensor.full_tensor() if shared(tensor) else tensor

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
-from minilm import card, checkpoint, data, families
+from minilm import card, checkpoint, data, families, parallel
 from minilm import loss as losses
 from minilm.config import ModelConfig
 from minilm.data import Rows
@@ -74,12 +74,33 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
 
     Source: Loshchilov & Hutter 2017.
     """
-    parameters = list(model.parameters())
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, fused=True)
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for parameter in model.parameters():
+        # The fused kernel takes parameters that are shared among processes, or plain ones, but no mixture.
+        groups.setdefault((parameter.ndim >= 2, parallel.shared(parameter)), []).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {"params": parameters, "weight_decay": recipe.weight_decay if decays else 0.0}
+            for (decays, _), parameters in groups.items()
+        ],
+        lr=recipe.lr,
+        betas=recipe.betas,
+        fused=True,
+    )
+
+
+@torch.no_grad()
+def clip_gradients(model: nn.Module, longest: float) -> float:
+    """Shorten the gradient of all parameters together to a length; shorter ones stay. Returns its length.
+
+    Source: Pascanu et al. 2013, §3.2.
+    """
+    gradients = [parameter.grad for parameter in model.parameters()]
+    length = torch.stack([parallel.whole(gradient.norm()) for gradient in gradients]).norm().item()
+    if length > longest:
+        for gradient in gradients:
+            gradient.mul_(longest / length)
+    return length
 
 
 def checkpoint_blocks(model: CausalLM) -> None:
@@ -145,7 +166,7 @@ def update(
         group["lr"] = learning_rate(step, recipe)
     optimizer.zero_grad(set_to_none=True)
     loss = accumulate(model, rows, recipe, rank, world)
-    nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+    clip_gradients(model, recipe.clip)
     optimizer.step()
     return loss
 

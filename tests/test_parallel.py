@@ -1,4 +1,4 @@
-"""Two processes on the CPU give what one gives: losses, logits after two updates, and every weight."""
+"""Two processes on the CPU give what one gives: gradients, losses, and logits after two updates."""
 
 import os
 import subprocess
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_train import make_documents, make_model
+from test_train import assert_same_gradients, make_documents, make_model
 
 from minilm import data, parallel, train
 
@@ -32,10 +32,12 @@ def one_process(family: str) -> dict:
     recipe = train.Recipe(steps=2, rows=8, micro_rows=2, length=24, warmup=0)
     model = make_model(family)
     optimizer = train.make_optimizer(model, recipe)
+    train.accumulate(model, rows, recipe)
+    gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
     losses = [train.update(model, optimizer, rows, step, recipe) for step in range(2)]
     with torch.no_grad():
         logits = model(rows.input_ids).logits
-    return {"losses": losses, "logits": logits, "weights": dict(model.state_dict())}
+    return {"losses": losses, "logits": logits, "gradients": gradients}
 
 
 @pytest.mark.slow
@@ -44,13 +46,15 @@ def one_process(family: str) -> dict:
     [("parameters", "qwen2"), ("matrices", "qwen2"), ("matrices", "gpt_neox"), ("matrices", "gpt_bigcode")],
 )
 def test_two_processes_give_what_one_gives(kind, family, tmp_path):
-    """Within the rounding of fp32 sums, which Adam's first steps magnify where gradients are near 0."""
+    """Gradients, losses and logits within the rounding of fp32 sums in another order.
+
+    Weights are not compared: a bias that the softmax cancels has a gradient of rounding errors alone, and
+    Adam makes whole steps of them.
+    """
     expected, found = one_process(family), two_processes(kind, family, tmp_path / "found.pt")
     assert found["losses"] == pytest.approx(expected["losses"], rel=1e-5)
     torch.testing.assert_close(found["logits"], expected["logits"], rtol=0, atol=2e-4)
-    assert found["weights"].keys() == expected["weights"].keys()
-    for name, value in expected["weights"].items():
-        torch.testing.assert_close(found["weights"][name], value, rtol=0, atol=2e-4)
+    assert_same_gradients(found["gradients"], expected["gradients"])
 
 
 def test_what_cannot_be_shared_is_refused():

@@ -22,12 +22,13 @@ def main(kind: str, family: str, path: str) -> None:
             parallel.shard_matrices(model, mesh)
             rank, world = 0, 1  # all processes compute the same rows
         optimizer = train.make_optimizer(model, recipe)
+        train.accumulate(model, rows, recipe, rank, world)
+        gradients = {name: parallel.whole(p.grad).clone() for name, p in model.named_parameters()}
         losses = [train.update(model, optimizer, rows, step, recipe, rank, world) for step in range(2)]
         with torch.no_grad():
             logits = model(rows.input_ids).logits
-        weights = parallel.whole(model)
         if dist.get_rank() == 0:
-            torch.save({"losses": losses, "logits": logits, "weights": weights}, path)
+            torch.save({"losses": losses, "logits": logits, "gradients": gradients}, path)
 
 
 if __name__ == "__main__":
