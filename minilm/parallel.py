@@ -17,15 +17,14 @@ from minilm.linear import Linear
 
 
 @contextmanager
-def processes(device_type: str = "cpu") -> Iterator[DeviceMesh]:
-    """Join the processes that torchrun started; a mesh with one axis over all of them.
+def processes(device_type: str = "cpu") -> Iterator[DeviceMesh | None]:
+    """Join the processes that torchrun started: a mesh with one axis over all of them; None for one process.
 
     gloo connects processors, nccl graphics cards; each process takes the card of its local rank.
     """
     if "RANK" not in os.environ:
-        raise ValueError(
-            "this process was not started by torchrun; use torchrun --nproc-per-node N -m minilm …"
-        )
+        yield None
+        return
     if device_type == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     mesh = init_device_mesh(device_type, (int(os.environ["WORLD_SIZE"]),))
@@ -93,6 +92,22 @@ def shard_matrices(model: CausalLM, mesh: DeviceMesh) -> CausalLM:
             if isinstance(module, Linear):
                 module.exact = True  # the faster kernel takes plain tensors only
     return model
+
+
+def whole_state(model: CausalLM, optimizer: torch.optim.Optimizer) -> tuple[dict, dict]:
+    """The states of both as one process would hold them; complete in the first process, empty in others."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
+
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    return get_state_dict(model, optimizer, options=options)
+
+
+def load_whole_state(model: CausalLM, optimizer: torch.optim.Optimizer, states: tuple[dict, dict]) -> None:
+    """Undo whole_state in any number of processes: each takes its parts."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
+
+    options = StateDictOptions(full_state_dict=True)
+    set_state_dict(model, optimizer, model_state_dict=states[0], optim_state_dict=states[1], options=options)
 
 
 def shared(tensor: Tensor) -> bool:

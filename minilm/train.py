@@ -17,6 +17,7 @@ import torch
 import typer
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.utils.checkpoint import checkpoint as recompute
 
 from minilm import card, checkpoint, data, families, parallel
@@ -24,6 +25,7 @@ from minilm import loss as losses
 from minilm.config import ModelConfig
 from minilm.data import Rows
 from minilm.heads import CausalLM
+from minilm.tokenizer import Tokenizer
 
 STATE = "training.pt"  # all that a run needs in order to go on
 
@@ -50,8 +52,6 @@ class Recipe:
         for name in ("steps", "rows", "micro_rows", "lr", "clip"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be positive")
-        if self.rows % self.micro_rows:
-            raise ValueError(f"{self.rows} rows of an update cannot be computed {self.micro_rows} at a time")
         if not 0 <= self.warmup < self.steps:
             raise ValueError(
                 f"warmup is {self.warmup}; of {self.steps} steps it can take 0 to {self.steps - 1}"
@@ -199,19 +199,35 @@ class Progress:
 class Run:
     """A model on its way: the weights, the optimizer, the data, and the file that holds what is done."""
 
-    def __init__(self, model: CausalLM, recipe: Recipe, train: Rows, held_out: Rows, directory: Path):
+    def __init__(
+        self,
+        model: CausalLM,
+        recipe: Recipe,
+        train: Rows,
+        held_out: Rows,
+        directory: Path,
+        mesh: DeviceMesh | None = None,
+    ):
         windows = [window for window in model.config.layer_windows or () if window is not None]
         if min(windows, default=recipe.length) < recipe.length:
             raise ValueError(
                 f"packed rows of {recipe.length} tokens have one mask for all layers, and this model has a "
                 f"window of {min(windows)}; train with --length {min(windows)} or without a window"
             )
+        self.rank, self.world = (0, 1) if mesh is None else (mesh.get_rank(), mesh.size())
+        if recipe.rows % (recipe.micro_rows * self.world):
+            raise ValueError(
+                f"{recipe.rows} rows of an update cannot be computed {recipe.micro_rows} at a time by "
+                f"each of {self.world} processes; choose --rows and --micro-rows so that they divide evenly"
+            )
         self.model, self.recipe, self.train, self.held_out = model.train(), recipe, train, held_out
-        self.optimizer = make_optimizer(model, recipe)
         self.progress = Progress([], [])
         self.path = directory / STATE
         if recipe.checkpointing:
             checkpoint_blocks(model)
+        if mesh is not None:
+            parallel.shard_parameters(model, mesh)
+        self.optimizer = make_optimizer(model, recipe)
 
     @property
     def step(self) -> int:
@@ -225,10 +241,13 @@ class Run:
 
     def save(self) -> None:
         """Write the state beside its place, then move it there: a kill leaves the old one or the new."""
+        model, optimizer = parallel.whole_state(self.model, self.optimizer)
+        if self.rank > 0:
+            return
         state = {
             "identity": self.identity(),
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "model": model,
+            "optimizer": optimizer,
             "losses": self.progress.losses,
             "held_out": self.progress.held_out,
         }
@@ -251,15 +270,14 @@ class Run:
                 f"{self.path} belongs to a run with another {' and '.join(changed)}; give the same options "
                 "to go on with it, --fresh to start again, or another directory"
             )
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        parallel.load_whole_state(self.model, self.optimizer, (state["model"], state["optimizer"]))
         self.progress = Progress(state["losses"], [tuple(pair) for pair in state["held_out"]])
 
     def steps(self, save_every: int, evaluate_every: int) -> Iterator[float]:
         """Do the remaining steps; give the loss of each, after what was due has been saved."""
         while self.step < self.recipe.steps:
             rows = self.train[rows_of_step(self.step, len(self.train), self.recipe)].to(self.model.device)
-            loss = update(self.model, self.optimizer, rows, self.step, self.recipe)
+            loss = update(self.model, self.optimizer, rows, self.step, self.recipe, self.rank, self.world)
             self.progress.losses.append(loss)
             last = self.step == self.recipe.steps
             if last or self.step % evaluate_every == 0:
@@ -326,10 +344,13 @@ def build_config(
     )
 
 
-def finish(run: Run, tokenizer, directory: Path) -> CausalLM:
-    """Write the checkpoint in bf16, and return it as it will be loaded, computing in fp32."""
+def finish(run: Run, tokenizer: Tokenizer, directory: Path) -> CausalLM:
+    """Write the checkpoint in bf16, and return it as it will be loaded, computing in fp32.
+
+    The weights are those of the saved state, which are whole whatever number of processes made them.
+    """
     model = CausalLM(run.model.config)
-    model.load_state_dict(run.model.state_dict())
+    model.load_state_dict(torch.load(run.path, map_location="cpu", weights_only=True)["model"])
     model.family = run.model.family
     model.generation_config = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
     checkpoint.save(model.to(torch.bfloat16), directory)
@@ -375,7 +396,8 @@ def command(
 ) -> None:
     """Train a language model on text, and write it as a Hugging Face directory with a model card.
 
-    The same command goes on with a run that was interrupted, to the same losses.
+    The same command goes on with a run that was interrupted, to the same losses. Started by torchrun, its
+    processes share the rows of an update, the weights and the optimizer's state (FSDP2).
     """
     recipe = Recipe(
         steps=steps, rows=rows, micro_rows=micro_rows or rows, length=length, lr=lr, warmup=warmup,
@@ -403,21 +425,18 @@ def command(
         length,
         tied,
     )
-    torch.manual_seed(seed)
-    model = CausalLM(config).to(device)
-    model.family = chosen.model_type
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    print(
-        f"{parameters:,} parameters; {len(train_texts)} documents, {train.targets:,} tokens to train on, "
-        f"{len(held_out_texts)} and {held_out.targets:,} held out"
-    )
-
     directory.mkdir(parents=True, exist_ok=True)
     if fresh:
         (directory / STATE).unlink(missing_ok=True)
-    run = Run(model, recipe, train, held_out, directory)
-    run.resume()
-    show(run, save_every, evaluate_every)
+    with parallel.processes(device) as mesh:
+        torch.manual_seed(seed)
+        model = CausalLM(config).to(device)
+        model.family = chosen.model_type
+        run = Run(model, recipe, train, held_out, directory, mesh)
+        run.resume()
+        show(run, save_every, evaluate_every)
+    if run.rank > 0:
+        return
     plot_losses(run.progress, directory / "loss.png")
     trained = finish(run, tokenizer, directory)
     report = card.measure(trained, tokenizer, train, held_out, evaluate(trained, held_out), fim > 0)
@@ -430,7 +449,12 @@ def show(run: Run, save_every: int, evaluate_every: int) -> None:
     from tqdm import tqdm
 
     tokens = run.recipe.rows * run.recipe.length
-    with tqdm(total=run.recipe.steps, initial=run.step, unit="step") as bar:
+    if run.rank == 0:
+        print(
+            f"{sum(p.numel() for p in run.model.parameters()):,} parameters; "
+            f"{run.train.targets:,} tokens to train on, {run.held_out.targets:,} held out"
+        )
+    with tqdm(total=run.recipe.steps, initial=run.step, unit="step", disable=run.rank > 0) as bar:
         before = time.perf_counter()
         for loss in run.steps(save_every, evaluate_every):
             now = time.perf_counter()

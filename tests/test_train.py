@@ -271,10 +271,13 @@ def test_bf16_follows_fp32():
 
 
 def test_recipes_that_cannot_be():
-    for changes in ({"steps": 0}, {"rows": 6, "micro_rows": 4}, {"warmup": 6}):
-        with pytest.raises(ValueError):
+    """Each is refused with the value in the message."""
+    for changes in ({"steps": 0}, {"clip": -1.0}, {"warmup": 6}):
+        with pytest.raises(ValueError, match=f"{next(iter(changes))} is {next(iter(changes.values()))}"):
             dataclasses.replace(RECIPE, **changes)
     rows = data.pack(make_documents(), 24)
+    with pytest.raises(ValueError, match="6 rows of an update cannot be computed 4 at a time"):
+        Run(make_model(), dataclasses.replace(RECIPE, rows=6, micro_rows=4), rows, rows, Path())
     with pytest.raises(ValueError, match="window"):
         Run(make_model(layer_windows=(5, None, 5)), RECIPE, rows, rows, Path())
 
@@ -283,10 +286,11 @@ def test_recipes_that_cannot_be():
 # Runs
 
 
-def make_run(directory: Path, **changes) -> Run:
+def make_run(directory: Path, mesh=None, dropout: float = 0.1, **changes) -> Run:
+    """A run of six steps on a few packed rows, gone on with where the directory holds one."""
     rows = data.pack(make_documents(), 24)
     recipe = dataclasses.replace(RECIPE, **changes)
-    run = Run(make_model(residual_dropout=0.1), recipe, rows, rows[:2], directory)
+    run = Run(make_model(residual_dropout=dropout), recipe, rows, rows[:2], directory, mesh)
     run.resume()
     return run
 
