@@ -242,21 +242,17 @@ class Run:
     def save(self) -> None:
         """Write the state beside its place, then move it there: a kill leaves the old one or the new."""
         model, optimizer = parallel.whole_state(self.model, self.optimizer)
-        if self.rank > 0:
-            return
-        state = {
-            "identity": self.identity(),
-            "model": model,
-            "optimizer": optimizer,
-            "losses": self.progress.losses,
-            "held_out": self.progress.held_out,
-        }
-        beside = self.path.with_suffix(".part")
-        with beside.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())  # the name may not reach the disk before the content does
-        os.replace(beside, self.path)
+        if self.rank == 0:
+            state = {"identity": self.identity(), "model": model, "optimizer": optimizer}
+            state |= {"losses": self.progress.losses, "held_out": self.progress.held_out}
+            beside = self.path.with_suffix(".part")
+            with beside.open("wb") as file:
+                torch.save(state, file)
+                file.flush()
+                os.fsync(file.fileno())  # the name may not reach the disk before the content does
+            os.replace(beside, self.path)
+        if self.world > 1:
+            torch.distributed.barrier()  # no process looks for the file before it is there
 
     def resume(self) -> None:
         """Go on where the file in the directory stops, if there is one."""

@@ -26,7 +26,7 @@ def two_processes(tmp_path_factory) -> dict:
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=100,
     )
     assert ended.returncode == 0, ended.stderr[-3000:]
     return torch.load(directory / "found.pt", weights_only=True) | {"directory": directory}
