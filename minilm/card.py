@@ -171,7 +171,7 @@ standard library, and so gives another model.
 |---|---|---|
 | {unigram:.3f} | {trigram:.3f} | **{report.loss:.3f}** |
 
-| step | held out, while training |
+| step | a sample of it, while training |
 |---|---|
 {curve}
 

@@ -28,6 +28,7 @@ from minilm.heads import CausalLM
 from minilm.tokenizer import Tokenizer
 
 STATE = "training.pt"  # all that a run needs in order to go on
+SAMPLE = 64  # the most held-out rows that are looked at while training
 
 
 @dataclass(frozen=True)
@@ -220,7 +221,9 @@ class Run:
                 f"{recipe.rows} rows of an update cannot be computed {recipe.micro_rows} at a time by "
                 f"each of {self.world} processes; choose --rows and --micro-rows so that they divide evenly"
             )
-        self.model, self.recipe, self.train, self.held_out = model.train(), recipe, train, held_out
+        self.model, self.recipe, self.train = model.train(), recipe, train
+        # Enough to see where the loss goes; all of the text is for the end.
+        self.sample = held_out[:: -(-len(held_out) // SAMPLE)]
         self.progress = Progress([], [])
         self.path = directory / STATE
         if recipe.checkpointing:
@@ -277,7 +280,7 @@ class Run:
             self.progress.losses.append(loss)
             last = self.step == self.recipe.steps
             if last or self.step % evaluate_every == 0:
-                self.progress.held_out.append((self.step, evaluate(self.model, self.held_out)))
+                self.progress.held_out.append((self.step, evaluate(self.model, self.sample)))
             if last or self.step % save_every == 0:
                 self.save()
             yield loss
@@ -448,7 +451,7 @@ def show(run: Run, save_every: int, evaluate_every: int) -> None:
     if run.rank == 0:
         print(
             f"{sum(p.numel() for p in run.model.parameters()):,} parameters; "
-            f"{run.train.targets:,} tokens to train on, {run.held_out.targets:,} held out"
+            f"{run.train.targets:,} tokens to train on, {run.sample.targets:,} of the held-out ones looked at"
         )
     with tqdm(total=run.recipe.steps, initial=run.step, unit="step", disable=run.rank > 0) as bar:
         before = time.perf_counter()
