@@ -325,24 +325,48 @@ def test_every_row_is_met_once_an_epoch():
     assert met[:11] != met[11:22]
 
 
+SAVE_AFTER_EVERY_STEP = """
+import io, os, sys
+from pathlib import Path
+sys.path[:0] = sys.argv[3:]
+import test_train, torch
+
+torch.set_num_threads(1)
+save = torch.save
+
+def half(state, file):
+    whole = io.BytesIO()
+    save(state, whole)
+    if len(state["losses"]) == int(sys.argv[2]):
+        file.write(whole.getvalue()[: whole.tell() // 2])
+        file.flush()
+        os.kill(os.getpid(), 9)
+    file.write(whole.getvalue())
+
+torch.save = half
+for loss in test_train.make_run(Path(sys.argv[1]), steps=100_000).steps(1, 1_000_000):
+    print(loss, flush=True)
+"""
+
+
 def test_a_kill_leaves_the_last_good_state(tmp_path):
-    """Killed while it saves after every step: the file is whole each time, and never goes back."""
-    script = "import sys; sys.path[:0] = sys.argv[2:]; from pathlib import Path; import test_train as t\n"
-    script += "t.torch.set_num_threads(1)\n"
-    script += "run = t.make_run(Path(sys.argv[1]), steps=100_000)\n"
-    script += "for loss in run.steps(1, 1_000_000): print(loss, flush=True)"
-    done = 0
-    for round_ in range(3):
-        process = subprocess.Popen(
-            [sys.executable, "-c", script, str(tmp_path), str(ROOT), str(ROOT / "tests")],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        process.stdout.readline()  # it runs, and has saved at least once
-        time.sleep(random.Random(round_).uniform(0.02, 0.3))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
+    """Killed half way through writing the third state, then at random moments: the file is whole."""
+
+    def start(kill_at: int) -> subprocess.Popen:
+        arguments = [str(tmp_path), str(kill_at), str(ROOT), str(ROOT / "tests")]
+        command = [sys.executable, "-c", SAVE_AFTER_EVERY_STEP, *arguments]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+    with start(kill_at=3) as process:
+        assert len(process.stdout.readlines()) == 2
+    assert process.returncode == -signal.SIGKILL
+    done = make_run(tmp_path, steps=100_000).step
+    assert done == 2
+    for round_ in range(2):
+        with start(kill_at=-1) as process:
+            process.stdout.readline()  # it runs, and has saved at least once
+            time.sleep(random.Random(round_).uniform(0.02, 0.3))
+            process.send_signal(signal.SIGKILL)
         run = make_run(tmp_path, steps=100_000)
         assert run.step > done and all(math.isfinite(loss) for loss in run.progress.losses)
         done = run.step
