@@ -1,4 +1,4 @@
-"""The command line: python -m minilm run | parity | bench | generate | chat | inspect | fetch."""
+"""The command line: python -m minilm run | parity | bench | generate | chat | inspect | fetch | train."""
 
 import dataclasses
 import importlib.util
@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from minilm import backends, bench, checkpoint, describe, families, parity
+from minilm import backends, bench, checkpoint, describe, families, parity, train
 from minilm.cache import DynamicCache
 from minilm.config import RopeConfig
 from minilm.fetch import download_gguf, fetch_smollm2
@@ -476,6 +476,9 @@ def fetch(name: Annotated[str, typer.Argument(help="What to fetch: smollm2.")]) 
             f"{name!r} cannot be fetched; smollm2 can. Hub names are downloaded when they are first used"
         )
     say(f"smollm2 is in {fetch_smollm2(say)}")
+
+
+app.command("train")(train.command)
 
 
 def main() -> None:

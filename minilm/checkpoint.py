@@ -25,6 +25,7 @@ from minilm.heads import TASKS
 from minilm.task import TaskModel
 
 logger = logging.getLogger("minilm")
+SHIPPED = Path(__file__).parent / "checkpoints"  # small trained models that are part of the package
 INDEX = "model.safetensors.index.json"
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "consolidated.00.pth")
 
@@ -55,16 +56,17 @@ def resolve(source: str | os.PathLike) -> Path:
         raise CheckpointError(
             f"{name} is a file of a kind that is not read here; give its directory, or a .gguf file"
         )
-    for folder in (Path(__file__).parent / "checkpoints", cache_dir()):
+    for folder in (SHIPPED, cache_dir()):
         if re.fullmatch(r"[\w.-]+", name) and (folder / name / "config.json").is_file():
             return folder / name
     if name == "smollm2":
         raise CheckpointError("smollm2 has not been fetched yet; run: python -m minilm fetch smollm2")
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         return _download(name)
+    shipped = sorted(path.parent.name for path in SHIPPED.glob("*/config.json"))
     raise CheckpointError(
-        f"there is no checkpoint {name!r}; give a directory, a .gguf file, a Hub name like owner/model, or "
-        "smollm2"
+        f"there is no checkpoint {name!r}; give a directory, a .gguf file, a Hub name like owner/model, "
+        f"smollm2, or one of those that ship with minilm: {', '.join(shipped)}"
     )
 
 

@@ -9,8 +9,10 @@ IGNORED = -100  # a label that counts for nothing: padding, or a prompt that is 
 PROBLEMS = ("regression", "single_label_classification", "multi_label_classification")
 
 
-def cross_entropy(logits: Float[Tensor, "rows classes"], labels: Int[Tensor, " rows"]) -> Float[Tensor, ""]:
-    """Mean surprise in nats, −log p(label), over the rows whose label is not −100."""
+def cross_entropy(
+    logits: Float[Tensor, "rows classes"], labels: Int[Tensor, " rows"], reduction: str = "mean"
+) -> Float[Tensor, ""]:
+    """Mean surprise in nats, −log p(label), over the rows whose label is not −100; or its "sum"."""
     if labels.is_cpu and not torch.compiler.is_compiling():  # on a GPU its own assertion tells
         wrong = labels[((labels < 0) | (labels >= logits.shape[1])) & (labels != IGNORED)]
         if wrong.numel():
@@ -18,18 +20,19 @@ def cross_entropy(logits: Float[Tensor, "rows classes"], labels: Int[Tensor, " r
                 f"label {int(wrong[0])} does not exist; allowed are 0 to {logits.shape[1] - 1}, and "
                 f"{IGNORED} for what does not count"
             )
-    return nn.functional.cross_entropy(logits, labels.long(), ignore_index=IGNORED)
+    return nn.functional.cross_entropy(logits, labels.long(), ignore_index=IGNORED, reduction=reduction)
 
 
 def next_token_loss(
-    logits: Float[Tensor, "batch length vocab"], labels: Int[Tensor, "batch length"]
+    logits: Float[Tensor, "batch length vocab"], labels: Int[Tensor, "batch length"], reduction: str = "mean"
 ) -> Float[Tensor, ""]:
     """Mean cross-entropy in nats of each token given those before it.
 
     labels are the input ids themselves: the shift by one happens here, so logits at t are compared with
     labels at t + 1. Labels of -100 are left out of the sum and of the count. Logits are compared in fp32.
+    reduction "sum" does not divide by the count, so that parts of a batch can be added.
     """
-    return cross_entropy(logits[:, :-1].float().flatten(0, 1), labels[:, 1:].flatten())
+    return cross_entropy(logits[:, :-1].float().flatten(0, 1), labels[:, 1:].flatten(), reduction)
 
 
 def token_loss(

@@ -56,6 +56,10 @@ class Tokenizer:
         """The text of each id by itself, as labels for a plot."""
         return [self._fast.decode([index]) for index in _to_list(ids)]
 
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        """The characters of the text that each of its ids stands for: first, and one past the last."""
+        return self._fast(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+
     def require_chat_template(self) -> None:
         """Raise ValueError if the checkpoint was not trained for conversations."""
         if not self.has_chat_template:
