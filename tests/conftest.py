@@ -15,6 +15,12 @@ transformers.utils.logging.disable_progress_bar()
 torch.set_num_threads(1)  # small models gain nothing from more, and two test runs on one machine would fight
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--impl", default="solutions", help="whose answers tests/exercises checks: solutions or exercises"
+    )
+
+
 @pytest.fixture(autouse=True)
 def _fixed_seed():
     torch.manual_seed(0)

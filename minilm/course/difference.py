@@ -1,0 +1,158 @@
+"""How two values differ, in words that point to the cause."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def tensors(value: Any) -> Iterator[Tensor]:
+    """All tensors in a value: itself, or what tuples and lists hold."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for part in value:
+            yield from tensors(part)
+
+
+def detach(value: Any) -> Any:
+    """The value without its history."""
+    if isinstance(value, Tensor):
+        return value.detach()
+    if isinstance(value, (tuple, list)):
+        return type(value)(map(detach, value)) if type(value) in (tuple, list) else tuple(map(detach, value))
+    return value
+
+
+def size(tensor: Tensor) -> float:
+    """The largest finite number in a tensor, by absolute value."""
+    finite = tensor[tensor.isfinite()].abs()
+    return finite.max().item() if finite.numel() else 0.0
+
+
+def largest(a: Any, b: Any) -> float:
+    """The largest difference between two values of the same structure; 0 where they cannot be compared."""
+    pairs = zip(tensors(a), tensors(b), strict=False)
+    return max((size(x.double() - y.double()) for x, y in pairs if x.shape == y.shape), default=0.0)
+
+
+def describe(found: Any, expected: Any, allowed: float, what: str = "the result") -> str | None:
+    """What is wrong with a value, as a sentence; None where it lies within what is allowed."""
+    if isinstance(expected, (tuple, list)):
+        if not isinstance(found, (tuple, list)) or len(found) != len(expected):
+            got = f"{len(found)} values" if isinstance(found, (tuple, list)) else type(found).__name__
+            return f"{what} should be {len(expected)} values, and is {got}"
+        parts = (
+            describe(one, other, allowed, f"value {index + 1} of {what}" if what == "the result" else what)
+            for index, (one, other) in enumerate(zip(found, expected, strict=True))
+        )
+        return next((sentence for sentence in parts if sentence is not None), None)
+    if isinstance(expected, Tensor):
+        return describe_tensor(found, expected, allowed, what)
+    if isinstance(expected, float) and isinstance(found, (int, float, Tensor)):
+        return None if abs(float(found) - expected) <= max(allowed, 1e-9 * abs(expected)) else (
+            f"{what} is {float(found):.6g}, expected {expected:.6g}"
+        )  # fmt: skip
+    return None if type(found) is type(expected) and found == expected else (
+        f"{what} is {found!r}, expected {expected!r}"
+    )  # fmt: skip
+
+
+def describe_tensor(found: Any, expected: Tensor, allowed: float, what: str) -> str | None:
+    """The first of these that is true: no tensor, another shape, another dtype, NaN, other values."""
+    if not isinstance(found, Tensor):
+        return f"{what} should be a tensor, and is {type(found).__name__}"
+    if found.shape != expected.shape:
+        turned = " (transposed?)" if sorted(found.shape) == sorted(expected.shape) else ""
+        return f"{what} has shape {list(found.shape)}, expected {list(expected.shape)}{turned}"
+    if found.dtype != expected.dtype:
+        return f"{what} is {found.dtype}, expected {expected.dtype}"
+    apart = differs(found, expected, allowed)
+    if not apart.any():
+        return None
+    return f"{what} {explain(found, expected, apart, allowed)}"
+
+
+def differs(found: Tensor, expected: Tensor, allowed: float) -> Tensor:
+    """Where two tensors lie further apart than allowed; infinities and NaNs must be the same."""
+    if not expected.is_floating_point():
+        return found != expected
+    both = found.isfinite() & expected.isfinite()
+    distance = (found.double() - expected.double()).abs()
+    same_special = (found == expected) | (found.isnan() & expected.isnan())
+    return torch.where(both, distance > allowed, ~same_special)
+
+
+def explain(found: Tensor, expected: Tensor, apart: Tensor, allowed: float) -> str:
+    """Where and how: NaN, one factor, a sign, another order of an axis, a shift; else how many places."""
+    if found.is_floating_point() and (found.isnan() & ~expected.isnan()).any():
+        return f"is NaN {where(found.isnan() & ~expected.isnan())}"
+    if found.is_floating_point() and (found.isinf() & expected.isfinite()).any():
+        return f"is infinite {where(found.isinf() & expected.isfinite())}"
+    pattern = next((text for text in patterns(found, expected, allowed) if text), None)
+    if pattern is not None:
+        return pattern
+    distance = (found.double() - expected.double()).abs()
+    worst = torch.unravel_index((distance * apart).argmax(), distance.shape)
+    place = [int(index) for index in worst]
+    return (
+        f"differs {where(apart)}; most at {place}: {found[tuple(place)].item():.6g} instead of "
+        f"{expected[tuple(place)].item():.6g}"
+    )
+
+
+def patterns(found: Tensor, expected: Tensor, allowed: float) -> Iterator[str | None]:
+    """Simple relations between two tensors, the commonest first."""
+    x, y = found.double(), expected.double()
+
+    def close(a: Tensor, b: Tensor) -> bool:
+        return a.shape == b.shape and bool((torch.nan_to_num(a - b).abs() <= max(allowed, 1e-12)).all())
+
+    if found.is_floating_point():
+        yield "has every sign reversed" if close(-x, y) and size(y) > allowed else None
+        factor = (x * y).nansum() / (y * y).nansum() if size(y) > 0 else torch.tensor(1.0)
+        if factor.abs() > 1e-6 and close(x / factor, y):
+            yield f"is everywhere {factor.item():.6g} times what is expected"
+    for axis in range(expected.ndim):
+        length = expected.shape[axis]
+        if length < 2:
+            continue
+        for step in {1, -1, length // 2}:
+            if close(x.roll(step, axis), y):
+                yield f"is shifted by {-step} along axis {axis}"
+        if close(x.flip(axis), y):
+            yield f"is reversed along axis {axis}"
+        if length <= 64 and (order := permutation(x, y, axis, close)) is not None:
+            yield f"has axis {axis} in another order: {order} where 0 … {length - 1} is expected"
+    for a in range(expected.ndim):
+        for b in range(a + 1, expected.ndim):
+            if close(x.transpose(a, b), y):
+                yield f"has axes {a} and {b} exchanged"
+
+
+def permutation(x: Tensor, y: Tensor, axis: int, close: Callable[[Tensor, Tensor], bool]) -> list[int] | None:
+    """Which slice of the expected value each slice of the found one is, if that explains everything."""
+    found, wanted = x.movedim(axis, 0), y.movedim(axis, 0)
+    order = []
+    for piece in found:
+        match = next((index for index, other in enumerate(wanted) if close(piece, other)), None)
+        if match is None:
+            return None
+        order.append(match)
+    return order
+
+
+def where(apart: Tensor) -> str:
+    """Which places, by the axis that tells most: all, or some rows of one axis."""
+    count, total = int(apart.sum()), apart.numel()
+    if count == total:
+        return "everywhere"
+    share = f"at {count} of {total} places"
+    for axis in range(apart.ndim):
+        others = [index for index in range(apart.ndim) if index != axis]
+        touched = apart.any(dim=others) if others else apart
+        hit = touched.nonzero().flatten().tolist()
+        if 0 < len(hit) <= max(1, apart.shape[axis] // 2):
+            return f"{share}, all with index {', '.join(map(str, hit[:8]))} on axis {axis}"
+    return share

@@ -1,0 +1,195 @@
+"""Judging an answer: run it beside the worked solution, and say what its values reveal.
+
+Nothing looks at how an answer is written. What it computes is compared with what the solution computes, and
+where it differs, with what each known mistake computes on the same inputs.
+"""
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minilm.course import difference
+from minilm.course.spec import Case, Draw, Exercise, Mistake
+
+ROOM = 16  # a right answer may be so many times noisier than the solution: it may sum in any order
+
+
+@dataclass
+class Outcome:
+    """What an answer made of a case: a value, or an exception."""
+
+    value: Any = None
+    error: BaseException | None = None
+
+
+@dataclass
+class Failure:
+    """One case or law that an answer did not pass."""
+
+    label: str
+    sentence: str
+    outcome: Outcome | None = None
+    expected: Outcome | None = None
+
+
+@dataclass
+class Verdict:
+    """What came out of checking one exercise."""
+
+    number: str
+    name: str
+    failures: list[Failure] = field(default_factory=list)
+    mistake: Mistake | None = None
+    unsolved: bool = False
+
+    @property
+    def passed(self) -> bool:
+        return not self.failures and not self.unsolved
+
+
+def judge(exercise: Exercise, answer: Any, solution: Any, seed: int) -> Verdict:
+    """Check an answer to an exercise. The same seed tries the same inputs."""
+    verdict = Verdict(exercise.number, exercise.name)
+    trials = list(try_cases(exercise, answer, solution, seed))
+    if any(isinstance(outcome.error, NotImplementedError) for _, _, outcome, _ in trials):
+        verdict.unsolved = True
+        return verdict
+    for case, expected, outcome, allowed in trials:
+        sentence = fault(case, expected, outcome, allowed)
+        if sentence is not None:
+            verdict.failures.append(Failure(case.label, sentence, outcome, expected))
+    for index, (statement, check) in enumerate(exercise.laws):
+        try:
+            check(answer, Draw(seed + 1000 + index))
+        except AssertionError as error:
+            verdict.failures.append(
+                Failure(statement, f"this law does not hold: {statement}. {error}".strip())
+            )
+        except Exception as error:
+            verdict.failures.append(Failure(statement, f"while checking that {statement}: {in_words(error)}"))
+    if verdict.failures:
+        verdict.mistake = recognise(exercise, trials, seed)
+    return verdict
+
+
+def try_cases(
+    exercise: Exercise, answer: Any, solution: Any, seed: int
+) -> Iterator[tuple[Case, Outcome, Outcome, float]]:
+    """Each case with the expected outcome, the answer's, and how far values may lie apart."""
+    for case in exercise.cases(Draw(seed)):
+        expected = run(solution, case)
+        yield case, expected, run(answer, case), tolerance(solution, case, expected)
+
+
+def run(answer: Any, case: Case) -> Outcome:
+    """Use an answer on its own copy of a case's inputs; a changed input is an error."""
+    args = copy.deepcopy(case.args)
+    floats = [arg for arg in args if isinstance(arg, Tensor) and arg.is_floating_point()]
+    if case.gradient:
+        for arg in floats:
+            arg.requires_grad_()
+    try:
+        value = case.use(answer, *args) if case.use else answer(*args)
+        if case.gradient:
+            value = (value, gradients(value, floats))
+    except Exception as error:
+        return Outcome(error=error)
+    for index, (before, after) in enumerate(zip(case.args, args, strict=True)):
+        if isinstance(before, Tensor) and not torch.equal(before, after.detach()):
+            return Outcome(value, InputChanged(index))
+    return Outcome(difference.detach(value))
+
+
+class InputChanged(Exception):
+    """The answer wrote into a tensor that it was given."""
+
+    def __init__(self, index: int):
+        super().__init__(
+            f"argument {index + 1} is not the same after the call. Write into a new tensor: the caller still "
+            "needs the old one"
+        )
+
+
+def gradients(value: Any, inputs: list[Tensor]) -> list[Tensor | None]:
+    """The gradients of a weighted sum of all outputs; a plain sum would hide what adds up to a constant."""
+    total = sum(
+        (output.double() * weights_like(output)).sum()
+        for output in difference.tensors(value)
+        if output.is_floating_point()
+    )
+    return list(torch.autograd.grad(total, inputs, allow_unused=True))
+
+
+def weights_like(output: Tensor) -> Tensor:
+    """A different weight for every place of a tensor."""
+    return torch.linspace(0.5, 1.5, output.numel(), dtype=torch.float64).view(output.shape)
+
+
+def tolerance(solution: Any, case: Case, expected: Outcome) -> float:
+    """How far a right answer may be off: ROOM times the solution's own rounding error on this input.
+
+    That error is its distance from itself in fp64 (for half precisions from itself in fp32).
+    """
+    if case.exact or case.refused or expected.error is not None:
+        return 0.0
+    wider = copy.copy(case)
+    wider.args = tuple(widen(arg) for arg in case.args)
+    noise = difference.largest(run(solution, wider).value, expected.value)
+    floor = max((torch.finfo(t.dtype).eps * difference.size(t) for t in difference.tensors(expected.value)
+                 if t.is_floating_point()), default=0.0)  # fmt: skip
+    return ROOM * max(noise, floor)
+
+
+def widen(arg: Any) -> Any:
+    """A tensor or dtype with more bits."""
+    wider = {torch.float32: torch.float64, torch.bfloat16: torch.float32, torch.float16: torch.float32}
+    if isinstance(arg, torch.dtype):
+        return wider.get(arg, arg)
+    if isinstance(arg, Tensor) and arg.dtype in wider:
+        return arg.to(wider[arg.dtype])
+    return arg
+
+
+def fault(case: Case, expected: Outcome, outcome: Outcome, allowed: float) -> str | None:
+    """What is wrong with an outcome, as a sentence; None where nothing is."""
+    if case.refused:
+        if isinstance(outcome.error, ValueError):
+            return None
+        got = "returned a value" if outcome.error is None else f"raised {in_words(outcome.error)}"
+        return f"this input is wrong ({case.refused}) and a ValueError should say so, but your answer {got}"
+    if outcome.error is not None:
+        return in_words(outcome.error)
+    return difference.describe(outcome.value, expected.value, allowed)
+
+
+def in_words(error: BaseException) -> str:
+    """An exception in one line."""
+    return f"{type(error).__name__}: {str(error).strip() or 'no message'}".splitlines()[0]
+
+
+def recognise(
+    exercise: Exercise, trials: list[tuple[Case, Outcome, Outcome, float]], seed: int
+) -> Mistake | None:
+    """The known mistake that computes what the answer computed, on every case and at least one wrong one."""
+    for mistake in exercise.mistakes:
+        wrong = 0
+        for case, expected, outcome, allowed in trials:
+            theirs = run(mistake.answer, case)
+            if not alike(theirs, outcome, allowed):
+                break
+            wrong += fault(case, expected, theirs, allowed) is not None
+        else:
+            if wrong:
+                return mistake
+    return None
+
+
+def alike(a: Outcome, b: Outcome, allowed: float) -> bool:
+    """Whether two outcomes are the same: equal values, or errors of one kind."""
+    if a.error is not None or b.error is not None:
+        return type(a.error) is type(b.error)
+    return difference.describe(a.value, b.value, allowed) is None

@@ -1,0 +1,86 @@
+"""The process in which a learner's code runs: it may loop, exit or eat memory without harm to the runner.
+
+Called as python -m minilm.course.worker ROOT FOLDER SEED RESULTS NUMBER…; it appends one line of JSON per
+exercise to the file RESULTS, so that what was judged before an accident is kept.
+"""
+
+import json
+import os
+import sys
+import traceback
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from minilm.course import sources
+from minilm.course.judge import Verdict, judge
+
+
+@dataclass
+class Report:
+    """A verdict without its tensors: what a learner is told."""
+
+    number: str
+    name: str
+    status: str  # "passed", "failed", "unsolved" or "broken": the file itself cannot be run
+    sentences: list[str]
+    mistake: dict[str, str] | None = None
+
+
+def report(verdict: Verdict) -> Report:
+    """What a verdict says, in sentences."""
+    status = "passed" if verdict.passed else "unsolved" if verdict.unsolved else "failed"
+    found = verdict.mistake
+    named = found and {key: getattr(found, key) for key in ("name", "meaning", "consequence", "read")}
+    sentences = [
+        f"{each.label}: {each.sentence}" if each.label else each.sentence for each in verdict.failures
+    ]
+    return Report(verdict.number, verdict.name, status, sentences, named)
+
+
+def check(root: Path, folder: Path, number: str, seed: int) -> Report:
+    """Judge one exercise of the files in a folder."""
+    (exercise,) = sources.find(root, number)
+    file = folder / f"{exercise.module}.py"
+    if not file.exists():
+        sentence = f"{file} does not exist; `python -m minilm.course reset {number}` brings it back"
+        return Report(number, exercise.name, "broken", [sentence])
+    try:
+        module = sources.load_file(file, f"learner_{exercise.module}")
+    except BaseException as error:  # a file may even exit while it is imported
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        line = error.lineno if isinstance(error, SyntaxError) else place.lineno
+        sentence = f"{file.name}, line {line}: {type(error).__name__}: {error}"
+        return Report(number, exercise.name, "broken", [sentence])
+    answer = getattr(module, exercise.name, None)
+    if answer is None:
+        sentence = f"{file.name} defines no {exercise.name}; the name must stay as it was"
+        return Report(number, exercise.name, "broken", [sentence])
+    solutions = sources.load_file(root / "solutions" / file.name, f"solution_{exercise.module}")
+    return report(judge(exercise, answer, getattr(solutions, exercise.name), seed))
+
+
+def limit_memory(extra_bytes: int) -> None:
+    """Let the process map so much more than it has mapped; Windows knows no such limit."""
+    try:
+        import resource
+    except ImportError:
+        return
+    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (mapped + extra_bytes, resource.RLIM_INFINITY))
+
+
+def main() -> None:
+    root, folder, seed, results, *numbers = sys.argv[1:]
+    torch.set_num_threads(1)
+    if Path("/proc/self/statm").exists():
+        limit_memory(int(os.environ["MINILM_COURSE_MEMORY"]))
+    for number in numbers:
+        line = json.dumps(asdict(check(Path(root), Path(folder), number, int(seed))))
+        with open(results, "a") as file:
+            file.write(line + "\n")
+
+
+if __name__ == "__main__":
+    main()
