@@ -1,6 +1,5 @@
 """The decoder: embed the tokens, add what each block contributes to the residual stream, normalise."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,6 +12,7 @@ from minilm.attention import Attention
 from minilm.cache import DynamicCache, DynamicLayer
 from minilm.config import ModelConfig
 from minilm.cross_attention import CrossAttention
+from minilm.initialize import make_table
 from minilm.linear import Linear
 from minilm.mlp import make_mlp
 from minilm.norm import Norm
@@ -72,14 +72,6 @@ class Block(nn.Module):
     def drop(self, x: Hidden) -> Hidden:
         """Dropout while training; a call that does nothing would still cost a decoding step its time."""
         return self.dropout(x) if self.training else x
-
-
-def make_table(entries: int, hidden_size: int) -> nn.Embedding:
-    """An embedding table without starting values: `initialize` or a checkpoint gives it some.
-
-    torch's own would draw them first, and where no memory is allocated yet that loads its whole compiler.
-    """
-    return nn.Embedding.from_pretrained(torch.empty(entries, hidden_size), freeze=False)
 
 
 @dataclass
@@ -303,24 +295,3 @@ class Decoder(nn.Module):
             f"keys] = ({batch}, {keys}) with 1 = real token ({seen} cached and {length} new), or a 4-D "
             f"boolean mask [batch, heads or 1, {length}, {keys}] with True = visible"
         )
-
-
-def initialize(model: nn.Module, config: ModelConfig, generator: torch.Generator | None = None) -> None:
-    """Give a new model its starting weights: normal matrices, zero biases, norms that change nothing.
-
-    With depth_scaled_init the two projections that write to the residual stream start smaller, so that the
-    sum over all layers keeps its size. Source: GPT-2, Radford et al. 2019, §2.3.
-    """
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear | nn.Embedding):
-            writes_to_residual = name.endswith(("o_proj", "down_proj"))
-            shrink = (
-                math.sqrt(2 * config.num_layers) if config.depth_scaled_init and writes_to_residual else 1.0
-            )
-            nn.init.normal_(module.weight, std=config.init_std / shrink, generator=generator)
-            if getattr(module, "bias", None) is not None:
-                nn.init.zeros_(module.bias)
-        elif isinstance(module, Norm):
-            nn.init.constant_(module.weight, 0.0 if module.kind == "offset_rms" else 1.0)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)

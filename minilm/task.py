@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from minilm.cache import DynamicCache
 from minilm.config import ModelConfig
-from minilm.model import Decoder, initialize
+from minilm.initialize import initialize
+from minilm.model import Decoder
 
 
 @dataclass
