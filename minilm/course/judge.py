@@ -174,7 +174,11 @@ def in_words(error: BaseException) -> str:
 def recognise(
     exercise: Exercise, trials: list[tuple[Case, Outcome, Outcome, float]], seed: int
 ) -> Mistake | None:
-    """The known mistake that computes what the answer computed, on every case and at least one wrong one."""
+    """The known mistake that computes what the answer computed, on every case and at least one wrong one.
+
+    Inputs that must be refused do not count: who forgets to refuse them makes the mistake all the same.
+    """
+    trials = [trial for trial in trials if trial[0].refused is None]
     for mistake in exercise.mistakes:
         wrong = 0
         for case, expected, outcome, allowed in trials:

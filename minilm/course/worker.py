@@ -44,7 +44,7 @@ def check(root: Path, folder: Path, number: str, seed: int) -> Report:
     (exercise,) = sources.find(root, number)
     file = folder / f"{exercise.module}.py"
     if not file.exists():
-        sentence = f"{file} does not exist; `python -m minilm.course reset {number}` brings it back"
+        sentence = f"{file} does not exist; `python -m minilm.course build` writes it anew"
         return Report(number, exercise.name, "broken", [sentence])
     try:
         module = sources.load_file(file, f"learner_{exercise.module}")

@@ -1,5 +1,7 @@
 """Code that loops, exits, prints or eats without end gives one clear report each, and the rest is judged."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -53,3 +55,29 @@ def test_a_file_that_cannot_be_used(text, words, tmp_path):
 def test_solutions_pass_in_the_sandbox():
     reports = sandbox.run(ROOT, ROOT / "solutions", sources.find(ROOT, "8"), 5)
     assert [report.status for report in reports] == ["passed"] * 3
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "minilm.course", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+
+
+def test_the_command_names_the_mistake_first(tmp_path):
+    text = sources.stub((ROOT / "solutions" / "ex08_grouped_queries.py").read_text())
+    tiled = text.replace('raise NotImplementedError("exercise 8.1")', "return x.repeat(1, groups, 1, 1)")
+    (tmp_path / "ex08_grouped_queries.py").write_text(tiled)
+    ended = command("check", "8", "--folder", str(tmp_path), "--seed", "3")
+    assert ended.returncode == 1 and "0 of 3 right, with the inputs of --seed 3" in ended.stdout, ended
+    assert ended.stdout.startswith("8.1 repeat_kv: failed\n    Your heads are tiled, not repeated"), ended
+    assert "8.2 kv_cache_bytes: unsolved" in ended.stdout
+    ended = command("check", "8", "--folder", "solutions")
+    assert ended.returncode == 0 and "3 of 3 right" in ended.stdout, ended
+
+
+def test_what_does_not_exist_is_refused():
+    for arguments in (("check", "99"), ("hint", "8.9"), ("hint", "8")):
+        ended = command(*arguments)
+        assert ended.returncode == 1 and ended.stderr.startswith("error: "), ended
+    assert command("hint", "8.1", "--level", "3").stdout.startswith("hint 3 of 3: x[:, :, None]")
+    assert "grouped_attention" in command("list").stdout
