@@ -28,7 +28,7 @@ run: $(READY)
 
 # The kernel of this environment, whatever other kernels the machine has; cells of one notebook stay in order.
 test: $(READY)
-	@$(PY) -m pytest -n 2 tests $(if $(NOTEBOOKS),--nbval --nbval-current-env notebooks) $(ARGS)
+	@$(PY) -m pytest -n 2 tests $(if $(NOTEBOOKS),--dist loadfile --nbval --nbval-current-env notebooks) $(ARGS)
 
 lab: $(READY)
 	@$(PY) -m jupyterlab $(ARGS) $(firstword $(wildcard notebooks/00_start_here.ipynb) $(wildcard notebooks) .)
