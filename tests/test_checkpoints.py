@@ -1,6 +1,5 @@
 """The small models that ship: transformers reads them, and they know more than counts of words tell."""
 
-import ast
 import functools
 import re
 from pathlib import Path
@@ -82,29 +81,3 @@ def test_its_heads_look_at_the_token_before(name):
     text = "Return a new list of the values of the mapping. If the key is not found, raise KeyError.\n" * 3
     rows = data.pack([tokenizer.encode(text)], 96)
     assert card.previous_token_scores(model, rows).max() > 0.3
-
-
-@pytest.mark.parametrize("name", CODE)
-def test_its_code_mostly_parses(name):
-    """Of ten drawn continuations of a function, most are Python but for the line where they stop."""
-    model, tokenizer = (
-        minilm.load("tiny-gpt-bigcode", dtype=torch.float32),
-        minilm.load_tokenizer("tiny-gpt-bigcode"),
-    )
-    prompt = "def read(self, size=-1):\n"
-    ids = torch.tensor([tokenizer.encode(prompt)] * 10)
-    draw = torch.Generator().manual_seed(0)
-    out = minilm.generate(model, ids, max_new_tokens=60, do_sample=True, temperature=0.6, generator=draw)
-    assert sum(parses(tokenizer.decode(row, skip_special_tokens=True)) for row in out) >= 6
-
-
-def parses(text: str) -> bool:
-    """Whether a text is Python up to some line of its second half."""
-    lines = text.split("\n")
-    for count in range(len(lines), len(lines) // 2, -1):
-        try:
-            ast.parse("\n".join(lines[:count]))
-            return True
-        except SyntaxError:
-            continue
-    return False
