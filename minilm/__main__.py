@@ -168,12 +168,7 @@ def compare(
     tolerance: Annotated[float, typer.Option(help="With --trace: smaller differences do not count.")] = 0.0,
 ) -> None:
     """Compare checkpoints with transformers. Exit code 1 where they differ by more than rounding."""
-    dtypes = dtype or list(parity.DTYPES)
-    unknown = set(dtypes) - set(parity.DTYPES)
-    if unknown:
-        raise ValueError(
-            f"dtype {unknown.pop()!r} cannot be compared; choose from {', '.join(parity.DTYPES)}"
-        )
+    dtypes = compared_dtypes(dtype)
     if trace:
         agree = [
             trace_operations(source, name, tolerance) for source in sources or ["smollm2"] for name in dtypes
@@ -189,6 +184,16 @@ def compare(
     total = count_cases(sources or families.FAMILIES, *(len(names) for names in chosen.values()))
     results = show_progress(steps, "comparing", total)
     raise typer.Exit(0 if print_results(results) else 1)
+
+
+def compared_dtypes(names: list[str] | None) -> list[str]:
+    """The dtypes that options name, if transformers' results are to be had in them; all by default."""
+    unknown = set(names or ()) - set(parity.DTYPES)
+    if unknown:
+        raise ValueError(
+            f"dtype {unknown.pop()!r} cannot be compared; choose from {', '.join(parity.DTYPES)}"
+        )
+    return names or list(parity.DTYPES)
 
 
 def trace_operations(source: str, dtype: str, tolerance: float) -> bool:
@@ -272,7 +277,7 @@ def measure_speed(
     ),
 ) -> None:
     """Measure speed and memory beside transformers', and llama.cpp's where llama-cpp-python is installed."""
-    dtypes = {name: parity.DTYPES[name] for name in dtype or parity.DTYPES if dtype_named(name)}
+    dtypes = {name: parity.DTYPES[name] for name in compared_dtypes(dtype)}
     directory = fetch_smollm2(say) if source == "smollm2" else parity.directory_of(source)
     if threads is not None:
         torch.set_num_threads(threads)

@@ -110,7 +110,7 @@ def stepping(run: Callable[..., Tensor], prompt: Tensor, tokens: int, **settings
     return measure
 
 
-def decoding(pair: Pair, batch: int, prompt_length: int = PROMPT) -> Contestants:
+def decoding(pair: Pair, batch: int, prompt_length: int) -> Contestants:
     """One new token for each row of a batch."""
     prompt = pair.prompt(batch, prompt_length)
     return {
@@ -144,25 +144,26 @@ def prefill(pair: Pair, length: int) -> Contestants:
     }
 
 
-def ragged_prefill(pair: Pair, lengths: tuple[int, ...] = RAGGED) -> Contestants:
+def ragged_prefill(pair: Pair, lengths: tuple[int, ...]) -> Contestants:
     """Reading prompts of very different lengths in one batch: padded, and with the padding left out."""
     prompt = pair.prompt(len(lengths), max(lengths))
     mask = (torch.arange(max(lengths)) >= max(lengths) - torch.tensor(lengths)[:, None]).long()
 
-    def measure(model: nn.Module, backend: str | None = None) -> float:
-        if backend is not None:
-            model.backend = backend
+    @torch.no_grad()
+    def measure(model: nn.Module) -> float:
+        return seconds(lambda: model(prompt, attention_mask=mask, logits_to_keep=1))
+
+    def packed() -> float:
+        pair.ours.backend = "flash"
         try:
-            with torch.no_grad():
-                return seconds(lambda: model(prompt, attention_mask=mask, logits_to_keep=1))
+            return measure(pair.ours)
         finally:
-            if backend is not None:
-                model.backend = "sdpa"
+            pair.ours.backend = "sdpa"
 
     return {
         REFERENCE: lambda: measure(pair.theirs),
-        "minilm": lambda: measure(pair.ours, "sdpa"),
-        "minilm packed": lambda: measure(pair.ours, "flash"),
+        "minilm": lambda: measure(pair.ours),
+        "minilm packed": packed,
     }
 
 
@@ -269,24 +270,24 @@ def measure_all(
             "limit: torch's products": products_alone(pair),
             "limit: memory": lambda reading=reading: reading,
         }
-        yield from race("decode, 1 row", name, decoding(pair, 1) | rivals | limits, rounds)
+        yield from race("decode, 1 row", name, decoding(pair, 1, PROMPT) | rivals | limits, rounds)
         rivals.clear()
-        yield from race("decode, 8 rows", name, decoding(pair, 8), rounds)
+        yield from race("decode, 8 rows", name, decoding(pair, 8, PROMPT), rounds)
         yield from race("beam search, 4 beams", name, beams(pair, 4), rounds)
         yield from race("prefill, 1024 tokens", name, prefill(pair, 1024), rounds, "pass")
-        yield from race("prefill, 8 ragged prompts", name, ragged_prefill(pair), rounds, "pass")
+        yield from race("prefill, 8 ragged prompts", name, ragged_prefill(pair, RAGGED), rounds, "pass")
         for context in CONTEXTS:
             yield from race(
                 f"decode after {context} tokens", name, decoding(pair, 1, context), max(rounds // 2, 1)
             )
         if compile_reference:
-            contestants = {REFERENCE: decoding(pair, 1)[REFERENCE]} | static_compiled_reference(pair)
+            contestants = {REFERENCE: decoding(pair, 1, PROMPT)[REFERENCE]} | static_compiled_reference(pair)
             yield from race("decode, 1 row, compiled reference", name, contestants, rounds)
         del pair
         gc.collect()
     with tempfile.TemporaryDirectory() as folder:
         small = Pair.load(save_small_model(directory, Path(folder)), torch.float32)
-        yield from race("decode, 1 M parameters", "fp32", decoding(small, 1), rounds)
+        yield from race("decode, 1 M parameters", "fp32", decoding(small, 1, PROMPT), rounds)
 
 
 def save_small_model(like: Path, folder: Path) -> Path:

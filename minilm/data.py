@@ -1,7 +1,7 @@
 """Text to train on: where it comes from, how it is cut into tokens, and how documents share a row.
 
 Every Python carries two corpora: `topics`, English about Python (the language reference of `pydoc` and the
-docstrings of the standard library), and `stdlib`, Python itself (the standard library's source).
+docstrings of the standard library), and `stdlib`, Python itself (the standard library's code without them).
 """
 
 import ast
@@ -57,9 +57,24 @@ def library_files() -> Iterator[tuple[str, Path]]:
             yield ".".join(parts).removesuffix(".py").removesuffix(".__init__"), path
 
 
+def bare_code(source: str) -> str:
+    """A module's code without docstrings and comments, laid out as `ast.unparse` does.
+
+    The English among the code is a language of its own; a small model has no room for both.
+    """
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        if ast.get_docstring(node, clean=False) is not None:
+            node.body = node.body[1:] or ([] if isinstance(node, ast.Module) else [ast.Pass()])
+    return clean(ast.unparse(tree))
+
+
 def library_sources() -> Documents:
-    """The `stdlib` corpus: one document for each module."""
-    return {name: clean(path.read_text(encoding="utf-8")) for name, path in library_files()}
+    """The `stdlib` corpus: the code of each module."""
+    sources = {name: bare_code(path.read_text(encoding="utf-8")) for name, path in library_files()}
+    return {name: code for name, code in sources.items() if code.strip()}
 
 
 def describe_module(name: str, source: str, seen: set[str]) -> str:

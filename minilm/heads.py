@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from minilm import loss, pooling
 from minilm.cache import DynamicCache
 from minilm.config import ModelConfig
-from minilm.linear import Linear, fast_linear
+from minilm.linear import fast_linear
 from minilm.model import Hidden
 from minilm.task import ModelOutput, SpanOutput, TaskModel
 
@@ -19,7 +19,7 @@ class CausalLM(TaskModel):
     def make_head(self, config: ModelConfig) -> None:
         """A matrix with a row per token of the vocabulary; none where the embedding table serves."""
         self.lm_head = (
-            None if config.tie_embeddings else Linear(config.hidden_size, config.vocab_size, bias=False)
+            None if config.tie_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         )
 
     def score_tokens(self, hidden: Hidden) -> Float[Tensor, "batch length vocab"]:

@@ -23,7 +23,7 @@ def pair(small):
     return bench.Pair.load(small, torch.float32)
 
 
-def test_a_race_reports_medians_and_ratios(monkeypatch):
+def test_a_race_reports_medians_and_ratios():
     """Contestants take turns; the first turn warms up and does not count."""
     order, times = [], {bench.REFERENCE: iter((99.0, 4.0, 8.0, 6.0)), "ours": iter((99.0, 2.0, 1.0, 3.0))}
 
@@ -93,4 +93,5 @@ def test_the_command_writes_what_it_prints(minilm_command, monkeypatch, small, t
         assert row["seconds"] > 0 and row["ratio"] == pytest.approx(reference / row["seconds"])
     assert report["machine"]["torch"] == torch.__version__
     assert set(report["limits"]) == {"memory GB/s", "matrix products GFLOP/s, fp32"}
+    assert minilm_command("bench", small, "--dtype", "fp16").err.startswith("error: dtype 'fp16' cannot be")
     assert (tmp_path / "out" / "cpu.png").read_bytes().startswith(b"\x89PNG")

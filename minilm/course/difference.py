@@ -7,22 +7,33 @@ import torch
 from torch import Tensor
 
 
-def tensors(value: Any) -> Iterator[Tensor]:
-    """All tensors in a value: itself, or what tuples and lists hold."""
-    if isinstance(value, Tensor):
+def leaves(value: Any) -> Iterator[Any]:
+    """The value itself, or all that tuples, lists and dicts in it hold."""
+    if isinstance(value, (tuple, list, dict)):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from leaves(part)
+    else:
         yield value
-    elif isinstance(value, (tuple, list)):
-        for part in value:
-            yield from tensors(part)
+
+
+def tensors(value: Any) -> Iterator[Tensor]:
+    """All tensors in a value."""
+    return (leaf for leaf in leaves(value) if isinstance(leaf, Tensor))
+
+
+def map_leaves(change: Callable[[Any], Any], value: Any) -> Any:
+    """The same structure with every leaf changed (see leaves)."""
+    if isinstance(value, dict):
+        return {key: map_leaves(change, part) for key, part in value.items()}
+    if isinstance(value, (tuple, list)):
+        parts = [map_leaves(change, part) for part in value]
+        return parts if isinstance(value, list) else tuple(parts)
+    return change(value)
 
 
 def detach(value: Any) -> Any:
-    """The value without its history."""
-    if isinstance(value, Tensor):
-        return value.detach()
-    if isinstance(value, (tuple, list)):
-        return type(value)(map(detach, value)) if type(value) in (tuple, list) else tuple(map(detach, value))
-    return value
+    """The value without its history, as it is now, whatever is written into it later."""
+    return map_leaves(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, value)
 
 
 def size(tensor: Tensor) -> float:
@@ -39,6 +50,8 @@ def largest(a: Any, b: Any) -> float:
 
 def describe(found: Any, expected: Any, allowed: float, what: str = "the result") -> str | None:
     """What is wrong with a value, as a sentence; None where it lies within what is allowed."""
+    if isinstance(expected, dict):
+        return describe_dict(found, expected, allowed, what)
     if isinstance(expected, (tuple, list)):
         if not isinstance(found, (tuple, list)) or len(found) != len(expected):
             got = f"{len(found)} values" if isinstance(found, (tuple, list)) else type(found).__name__
@@ -54,9 +67,24 @@ def describe(found: Any, expected: Any, allowed: float, what: str = "the result"
         return None if abs(float(found) - expected) <= max(allowed, 1e-9 * abs(expected)) else (
             f"{what} is {float(found):.6g}, expected {expected:.6g}"
         )  # fmt: skip
-    return None if type(found) is type(expected) and found == expected else (
-        f"{what} is {found!r}, expected {expected!r}"
-    )  # fmt: skip
+    if type(found) is type(expected) and found == expected:
+        return None
+    kinds = "" if type(found) is type(expected) else f" ({type(expected).__name__})"
+    got = f"a tensor of shape {list(found.shape)}" if isinstance(found, Tensor) else f"{found!r}"
+    return f"{what} is {got}{kinds and f' ({type(found).__name__})'}, expected {expected!r}{kinds}"
+
+
+def describe_dict(found: Any, expected: dict, allowed: float, what: str) -> str | None:
+    """Keys that are missing or should not be there, then the first value that is wrong."""
+    if not isinstance(found, dict):
+        return f"{what} should be a dict, and is {type(found).__name__}"
+    missing, extra = expected.keys() - found.keys(), found.keys() - expected.keys()
+    if missing or extra:
+        parts = [f"{word} {', '.join(sorted(map(repr, keys)))}"
+                 for word, keys in (("lacks", missing), ("should not have", extra)) if keys]  # fmt: skip
+        return f"{what} {' and '.join(parts)}"
+    parts = (describe(found[key], value, allowed, f"{what}[{key!r}]") for key, value in expected.items())
+    return next((sentence for sentence in parts if sentence is not None), None)
 
 
 def describe_tensor(found: Any, expected: Tensor, allowed: float, what: str) -> str | None:

@@ -15,7 +15,11 @@ from torch import Tensor
 from minilm.course import difference
 from minilm.course.spec import Case, Draw, Exercise, Mistake
 
-ROOM = 16  # a right answer may be so many times noisier than the solution: it may sum in any order
+ONLY_HALF = (
+    "only inputs in bf16 or fp16 go wrong, and fp32 is right: which step has to be computed in fp32, and "
+    "where does the result go back to the input's dtype?"
+)
+ROOM = 8  # a right answer may be so many times noisier than the solution: it may sum in any order
 
 
 @dataclass
@@ -32,8 +36,8 @@ class Failure:
 
     label: str
     sentence: str
-    outcome: Outcome | None = None
-    expected: Outcome | None = None
+    found: Any = None  # what the answer computed, for the picture beside the right one
+    expected: Any = None
 
 
 @dataclass
@@ -61,7 +65,9 @@ def judge(exercise: Exercise, answer: Any, solution: Any, seed: int) -> Verdict:
     for case, expected, outcome, allowed in trials:
         sentence = fault(case, expected, outcome, allowed)
         if sentence is not None:
-            verdict.failures.append(Failure(case.label, sentence, outcome, expected))
+            verdict.failures.append(Failure(case.label, sentence, outcome.value, expected.value))
+    if only_half(trials, verdict.failures):
+        verdict.failures.insert(0, Failure("", ONLY_HALF))
     for index, (statement, check) in enumerate(exercise.laws):
         try:
             check(answer, Draw(seed + 1000 + index))
@@ -72,8 +78,22 @@ def judge(exercise: Exercise, answer: Any, solution: Any, seed: int) -> Verdict:
         except Exception as error:
             verdict.failures.append(Failure(statement, f"while checking that {statement}: {in_words(error)}"))
     if verdict.failures:
-        verdict.mistake = recognise(exercise, trials, seed)
+        verdict.mistake = recognise(exercise, trials)
     return verdict
+
+
+def only_half(trials: list[tuple[Case, Outcome, Outcome, float]], failures: list[Failure]) -> bool:
+    """Whether fp32 inputs came out right, and bf16 or fp16 inputs did not."""
+    failed = {failure.label for failure in failures}
+    right = {True: 0, False: 0}  # half precision -> how many cases passed
+    wrong = {True: 0, False: 0}
+    for case, *_ in trials:
+        leaves = list(difference.leaves(case.args))
+        dtypes = {leaf.dtype if isinstance(leaf, Tensor) else leaf for leaf in leaves}
+        half = bool(dtypes & {torch.bfloat16, torch.float16})
+        if half or torch.float32 in dtypes:
+            (wrong if case.label in failed else right)[half] += 1
+    return bool(wrong[True] and right[False] and not wrong[False])
 
 
 def try_cases(
@@ -88,10 +108,10 @@ def try_cases(
 def run(answer: Any, case: Case) -> Outcome:
     """Use an answer on its own copy of a case's inputs; a changed input is an error."""
     args = copy.deepcopy(case.args)
-    floats = [arg for arg in args if isinstance(arg, Tensor) and arg.is_floating_point()]
+    floats = [tensor for tensor in difference.tensors(args) if tensor.is_floating_point()]
     if case.gradient:
-        for arg in floats:
-            arg.requires_grad_()
+        for tensor in floats:
+            tensor.requires_grad_()
     try:
         value = case.use(answer, *args) if case.use else answer(*args)
         if case.gradient:
@@ -99,9 +119,15 @@ def run(answer: Any, case: Case) -> Outcome:
     except Exception as error:
         return Outcome(error=error)
     for index, (before, after) in enumerate(zip(case.args, args, strict=True)):
-        if isinstance(before, Tensor) and not torch.equal(before, after.detach()):
+        if difference.describe(plain(after), plain(before), 0.0) is not None:
             return Outcome(value, InputChanged(index))
     return Outcome(difference.detach(value))
+
+
+def plain(value: Any) -> Any:
+    """What can be compared of an input: tensors, numbers and words, but not models and other objects."""
+    comparable = (Tensor, int, float, str)
+    return difference.map_leaves(lambda x: x if isinstance(x, comparable) else None, difference.detach(value))
 
 
 class InputChanged(Exception):
@@ -137,7 +163,7 @@ def tolerance(solution: Any, case: Case, expected: Outcome) -> float:
     if case.exact or case.refused or expected.error is not None:
         return 0.0
     wider = copy.copy(case)
-    wider.args = tuple(widen(arg) for arg in case.args)
+    wider.args = difference.map_leaves(widen, case.args)
     noise = difference.largest(run(solution, wider).value, expected.value)
     floor = max((torch.finfo(t.dtype).eps * difference.size(t) for t in difference.tensors(expected.value)
                  if t.is_floating_point()), default=0.0)  # fmt: skip
@@ -171,9 +197,7 @@ def in_words(error: BaseException) -> str:
     return f"{type(error).__name__}: {str(error).strip() or 'no message'}".splitlines()[0]
 
 
-def recognise(
-    exercise: Exercise, trials: list[tuple[Case, Outcome, Outcome, float]], seed: int
-) -> Mistake | None:
+def recognise(exercise: Exercise, trials: list[tuple[Case, Outcome, Outcome, float]]) -> Mistake | None:
     """The known mistake that computes what the answer computed, on every case and at least one wrong one.
 
     Inputs that must be refused do not count: who forgets to refuse them makes the mistake all the same.

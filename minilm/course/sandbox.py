@@ -67,9 +67,7 @@ def _run_worker(
                 start_new_session=True,  # so that children of the learner's code end with it
             )
         ended = _wait(process, results, printed, limits)
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        _kill(process)
         reports = [Report(**json.loads(line)) for line in results.read_text().splitlines()]
         if len(reports) == len(exercises):
             return reports, None
@@ -92,6 +90,16 @@ def _wait(process: subprocess.Popen, results: Path, printed: Path, limits: Limit
             return f"your code printed more than {limits.output_bytes // 1024} KB and was stopped"
         time.sleep(0.02)
     return None
+
+
+def _kill(process: subprocess.Popen) -> None:
+    """End the process and, where the system has process groups, all that it started."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        if hasattr(os, "killpg"):
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            process.kill()
+    process.wait()
 
 
 def _last_line(printed: Path) -> str:

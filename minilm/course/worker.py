@@ -4,6 +4,7 @@ Called as python -m minilm.course.worker ROOT FOLDER SEED RESULTS NUMBER…; it 
 exercise to the file RESULTS, so that what was judged before an accident is kept.
 """
 
+import ast
 import json
 import os
 import sys
@@ -53,6 +54,13 @@ def check(root: Path, folder: Path, number: str, seed: int) -> Report:
         line = error.lineno if isinstance(error, SyntaxError) else place.lineno
         sentence = f"{file.name}, line {line}: {type(error).__name__}: {error}"
         return Report(number, exercise.name, "broken", [sentence])
+    taken = ready_made(file)
+    if taken:
+        sentence = (
+            f"{file.name} imports {', '.join(taken)}; here you write the function yourself. Of this package, "
+            "minilm.config alone may be imported"
+        )
+        return Report(number, exercise.name, "broken", [sentence])
     answer = getattr(module, exercise.name, None)
     if answer is None:
         sentence = f"{file.name} defines no {exercise.name}; the name must stay as it was"
@@ -61,21 +69,37 @@ def check(root: Path, folder: Path, number: str, seed: int) -> Report:
     return report(judge(exercise, answer, getattr(solutions, exercise.name), seed))
 
 
+def ready_made(file: Path) -> list[str]:
+    """What a file imports from places that hold the answers."""
+    imported = []
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            imported += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            imported += [f"{node.module}.{alias.name}" for alias in node.names]
+    return [
+        name
+        for name in imported
+        if name.split(".")[0] in {"minilm", "solutions", "transformers", "flash_attn"}
+        and not name.startswith("minilm.config")
+    ]
+
+
 def limit_memory(extra_bytes: int) -> None:
-    """Let the process map so much more than it has mapped; Windows knows no such limit."""
-    try:
-        import resource
-    except ImportError:
+    """Let the process map so much more than it has mapped, where the system tells and limits that (Linux)."""
+    mapped_pages = Path("/proc/self/statm")
+    if not mapped_pages.exists():
         return
-    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    import resource
+
+    mapped = int(mapped_pages.read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (mapped + extra_bytes, resource.RLIM_INFINITY))
 
 
 def main() -> None:
     root, folder, seed, results, *numbers = sys.argv[1:]
     torch.set_num_threads(1)
-    if Path("/proc/self/statm").exists():
-        limit_memory(int(os.environ["MINILM_COURSE_MEMORY"]))
+    limit_memory(int(os.environ["MINILM_COURSE_MEMORY"]))
     for number in numbers:
         line = json.dumps(asdict(check(Path(root), Path(folder), number, int(seed))))
         with open(results, "a") as file:

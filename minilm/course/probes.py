@@ -1,0 +1,29 @@
+"""What a function's gradients tell about what it looks at."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def looks_ahead(
+    function: Callable[[Tensor], Tensor], x: Tensor, axis: int = -2, shift: int = 0
+) -> tuple[int, int] | None:
+    """The first place of the result that depends on a later place of x, and the latest place it looks at.
+
+    function: its result has places along the same axis as x. x: floating.
+    shift:    place t of the result may see the places of x up to t + shift.
+    Returns:  None where nothing looks ahead. A dependence whose gradient is 0 at x is not seen.
+    """
+    x = x.detach().clone().requires_grad_()
+    result = function(x)
+    others = [index for index in range(x.ndim) if index != axis % x.ndim]
+    for place, part in enumerate(result.unbind(axis)):
+        weights = torch.linspace(0.5, 1.5, part.numel(), dtype=part.dtype).view(part.shape)
+        (gradient,) = torch.autograd.grad((part * weights).sum(), x, retain_graph=True, allow_unused=True)
+        if gradient is None:
+            continue
+        seen = gradient.abs().nan_to_num(1.0).amax(dim=others).nonzero().flatten().tolist()
+        if seen and max(seen) > place + shift:
+            return place, max(seen)
+    return None
