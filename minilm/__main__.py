@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from minilm import backends, bench, checkpoint, describe, families, parity, train
+from minilm import backends, bench, checkpoint, command_line, describe, families, parity, train
 from minilm.cache import DynamicCache
 from minilm.config import RopeConfig
 from minilm.fetch import download_gguf, fetch_smollm2
@@ -25,11 +25,8 @@ from minilm.generate import generate
 from minilm.streaming import TextStreamer
 from minilm.tokenizer import Tokenizer, load_tokenizer
 
-app = typer.Typer(
-    help="A modern decoder language model, written to be read, that computes what transformers computes.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
+app = command_line.make_app(
+    "A modern decoder language model, written to be read, that computes what transformers computes."
 )
 console = Console()
 
@@ -487,14 +484,8 @@ app.command("train")(train.command)
 
 
 def main() -> None:
-    """Run the command line; what the user can mend is one line on stderr, without a traceback."""
-    try:
-        app()
-    except (ValueError, OSError) as error:
-        Console(stderr=True).print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    """Run the command line."""
+    command_line.run(app)
 
 
 if __name__ == "__main__":

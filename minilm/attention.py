@@ -69,13 +69,29 @@ def repeat_kv(
     )
 
 
-class Attention(nn.Module):
-    """Project to queries, keys and values; turn them to their positions; attend; project back."""
+class AttentionLayer(nn.Module):
+    """What self- and cross-attention share: calling a backend, and the way back to the residual stream."""
 
     def __init__(self, config: ModelConfig, layer_index: int):
         super().__init__()
         self.config = config
-        self.shrink = layer_index + 1 if config.softmax == "float32_scaled" else None
+        shrink = layer_index + 1 if config.softmax == "float32_scaled" else None
+        self.settings = {"scale": config.score_scale, "softmax": config.softmax, "shrink": shrink}
+
+    def mix(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | Texts | None, attend: Callable
+    ) -> tuple[Hidden, Tensor | None]:
+        """Returns the block's new contribution, and the attention weights where the backend keeps them."""
+        dropout = self.config.attention_dropout if self.training else 0.0
+        context, weights = attend(query, key, value, mask, dropout=dropout, **self.settings)
+        return self.o_proj(merge_heads(context)), weights
+
+
+class Attention(AttentionLayer):
+    """Project to queries, keys and values; turn them to their positions; attend; project back."""
+
+    def __init__(self, config: ModelConfig, layer_index: int):
+        super().__init__(config, layer_index)
         query_width, kv_width = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
         if config.qkv_layout == "separate":
             self.q_proj = Linear(config.hidden_size, query_width, bias=config.qkv_bias)
@@ -111,21 +127,10 @@ class Attention(nn.Module):
         cache: DynamicLayer | PackedLayer | None,
         attend: Callable,
     ) -> tuple[Hidden, Tensor | None]:
-        """Returns the block's new contribution, and the attention weights where the backend keeps them."""
-        config = self.config
+        """Returns what mix does, for each token of x looking at itself and what the cache holds."""
         query, key, value = self.project(x)
         if cos_sin is not None:
             query, key = rope.apply_rope(query, key, *cos_sin)
         if cache is not None:
             key, value = cache.update(key, value)
-        context, weights = attend(
-            query,
-            key,
-            value,
-            mask,
-            scale=config.score_scale,
-            dropout=config.attention_dropout if self.training else 0.0,
-            softmax=config.softmax,
-            shrink=self.shrink,
-        )
-        return self.o_proj(merge_heads(context)), weights
+        return self.mix(query, key, value, mask, attend)

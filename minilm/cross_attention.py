@@ -13,14 +13,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from minilm.attention import Hidden, KVHeads, merge_heads, split_heads
+from minilm.attention import AttentionLayer, Hidden, KVHeads, split_heads
 from minilm.cache import DynamicCache, Memory
 from minilm.config import ModelConfig
 from minilm.linear import Linear
 from minilm.packed import Packing, Texts, pack_heads
 
 
-class CrossAttention(nn.Module):
+class CrossAttention(AttentionLayer):
     """Queries from the text, keys and values from the memory; multi-head, grouped and multi-query alike.
 
     The rows of kv_proj are two blocks, all keys and then all values, whatever the layout of self-attention.
@@ -28,9 +28,7 @@ class CrossAttention(nn.Module):
     """
 
     def __init__(self, config: ModelConfig, layer_index: int):
-        super().__init__()
-        self.config = config
-        self.shrink = layer_index + 1 if config.softmax == "float32_scaled" else None
+        super().__init__(config, layer_index)
         query_width, kv_width = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
         self.q_proj = Linear(config.hidden_size, query_width, bias=config.qkv_bias)
         self.kv_proj = Linear(config.hidden_size, 2 * kv_width, bias=config.qkv_bias)
@@ -49,23 +47,8 @@ class CrossAttention(nn.Module):
         mask: Bool[Tensor, "..."] | Texts,
         attend: Callable,
     ) -> tuple[Hidden, Tensor | None]:
-        """Returns the block's new contribution, and the attention weights where the backend keeps them.
-
-        A row whose memory is all padding reads 0: its contribution is o_proj's bias.
-        """
-        config = self.config
-        query = split_heads(self.q_proj(x), config.num_heads)
-        context, weights = attend(
-            query,
-            key,
-            value,
-            mask,
-            scale=config.score_scale,
-            dropout=config.attention_dropout if self.training else 0.0,
-            softmax=config.softmax,
-            shrink=self.shrink,
-        )
-        return self.o_proj(merge_heads(context)), weights
+        """Returns what mix does. A row whose memory is all padding reads 0: it contributes o_proj's bias."""
+        return self.mix(split_heads(self.q_proj(x), self.config.num_heads), key, value, mask, attend)
 
 
 def read_memory(

@@ -1,7 +1,6 @@
 """The runner: python -m minilm.course check | hint | list | build."""
 
 import secrets
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -10,15 +9,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from minilm import command_line
 from minilm.course import sandbox, sources
 from minilm.course.worker import Report
 
-app = typer.Typer(
-    help="Checks your answers to the exercises, and says what went wrong.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
+app = command_line.make_app("Checks your answers to the exercises, and says what went wrong.")
 console = Console()
 
 SHOWN = 3  # failures of one exercise that are told; the rest is counted
@@ -91,12 +86,8 @@ def build() -> None:
 
 
 def main() -> None:
-    """Run the command line; what the user can mend is one line on stderr, without a traceback."""
-    try:
-        app()
-    except (ValueError, OSError) as error:
-        Console(stderr=True).print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-        sys.exit(1)
+    """Run the command line."""
+    command_line.run(app)
 
 
 if __name__ == "__main__":
