@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from minilm import backends, bench, checkpoint, command_line, describe, families, parity, train
+from minilm import backends, bench, card, checkpoint, command_line, describe, families, parity, train
 from minilm.cache import DynamicCache
 from minilm.config import RopeConfig
 from minilm.fetch import download_gguf, fetch_smollm2
@@ -75,14 +75,16 @@ def run(
     fetch: Annotated[bool, typer.Option(help="Fetch SmolLM2 if it is not here yet.")] = True,
     question: Annotated[str, typer.Option(help="What to ask it.")] = QUESTION,
 ) -> None:
-    """Compare every family with transformers, then let a real pretrained model answer a question.
+    """Compare every family with transformers, then let the models that ship write, and a real one answer.
 
     Exit code 1 where the comparison finds more than rounding.
     """
-    results = show_progress(
-        parity.compare_families(families.FAMILIES), "comparing", count_cases(families.FAMILIES)
-    )
-    exact = print_results(results)
+    trained = [parity.compare(name) for name in checkpoint.shipped()]
+    steps = itertools.chain(parity.compare_families(families.FAMILIES), *trained)
+    total = count_cases([*families.FAMILIES, *checkpoint.shipped()])
+    exact = print_results(show_progress(steps, "comparing", total))
+    for name in checkpoint.shipped():
+        let_write(name)
     try:
         if fetch:
             fetch_smollm2(say)
@@ -96,6 +98,14 @@ def run(
     else:
         ask_smollm2(question)
     raise typer.Exit(0 if exact else 1)
+
+
+def let_write(name: str) -> None:
+    """What a model that ships makes of the first example of its card."""
+    model, tokenizer = checkpoint.load(name, dtype=torch.float32), load_tokenizer(name)
+    prompt = card.example_prompt(checkpoint.resolve(name))
+    written = card.continuation(model, tokenizer, prompt, 48)
+    console.print(f"\n[bold]{name}[/] writes\n[dim]{escape(prompt)}[/]{escape(written)}", highlight=False)
 
 
 def say(text: str) -> None:

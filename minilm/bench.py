@@ -41,7 +41,7 @@ class Result:
     dtype: str
     contestant: str
     seconds: float  # median of the rounds, per unit
-    unit: str  # "token" or "pass"
+    unit: str  # "token", "pass" or "step"
     ratio: float  # how many times as fast as transformers
 
 
@@ -181,6 +181,31 @@ def products_alone(pair: Pair) -> Callable[[], float]:
     return measure
 
 
+def training(pair: Pair, rows: int, length: int) -> Contestants:
+    """One update of the weights: loss, gradients, and AdamW with the same settings for both."""
+    ids = pair.prompt(rows, length)
+
+    def updating(model: nn.Module) -> Callable[[], float]:
+        # So small a rate that the weights stay what they are: others are measured with them afterwards.
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-12, weight_decay=0.0, fused=True)
+
+        def update() -> None:
+            model(ids, labels=ids).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+        def measure() -> float:
+            model.train()
+            try:
+                return seconds(update)
+            finally:
+                model.eval()
+
+        return measure
+
+    return {REFERENCE: updating(pair.theirs), "minilm": updating(pair.ours)}
+
+
 def weight_bytes(model: CausalLM) -> int:
     """What decoding one token must read from memory, the cache aside."""
     embeddings = 0 if model.lm_head is None else model.decoder.embed_tokens.weight.nbytes
@@ -283,11 +308,14 @@ def measure_all(
         if compile_reference:
             contestants = {REFERENCE: decoding(pair, 1, PROMPT)[REFERENCE]} | static_compiled_reference(pair)
             yield from race("decode, 1 row, compiled reference", name, contestants, rounds)
+        if dtype == torch.float32:
+            yield from race("training step, 512 tokens", name, training(pair, 2, 256), rounds, "step")
         del pair
         gc.collect()
     with tempfile.TemporaryDirectory() as folder:
         small = Pair.load(save_small_model(directory, Path(folder)), torch.float32)
         yield from race("decode, 1 M parameters", "fp32", decoding(small, 1, PROMPT), rounds)
+        yield from race("training step, 1 M parameters", "fp32", training(small, 8, 256), rounds, "step")
 
 
 def save_small_model(like: Path, folder: Path) -> Path:

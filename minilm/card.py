@@ -1,5 +1,6 @@
 """The card of a trained model: what it is measured to do, written down beside its weights."""
 
+import json
 import platform
 import shlex
 import sys
@@ -20,6 +21,7 @@ from minilm.tokenizer import Tokenizer
 TEXT_PROMPTS = ("Return the", "The assert statement", "If the argument is")
 CODE_PROMPTS = ("def read(self", "import os\n", "class Error(Exception):\n")
 GAPS = (("    def close(self):\n        if self.", "\n            self.file.close()\n"),)
+TEMPERATURE = 0.5  # of the samples: a small model's second thoughts are seldom better
 PREVIOUS, INDUCTION = 0.4, 0.15  # a head that gives this share of its attention is named for it
 
 
@@ -77,9 +79,7 @@ def continuation(
     """What the model writes after a prompt; drawn tokens are the same in every call."""
     ids = torch.tensor([tokenizer.encode(prompt)])
     draw = torch.Generator().manual_seed(0)
-    out = generate(
-        model, ids, max_new_tokens=new, do_sample=sample, temperature=0.7, top_k=50, generator=draw
-    )
+    out = generate(model, ids, max_new_tokens=new, do_sample=sample, temperature=TEMPERATURE, generator=draw)
     return tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
 
 
@@ -133,12 +133,15 @@ def write(
             "\n\nA gap filled, greedily (between ▸ and ◂):\n\n"
             f"```text\n{fenced(before)}▸{fenced(middle)}◂{fenced(after)}\n```"
         )
+    widget = "\n".join(f"- text: {json.dumps(prompt)}" for prompt, _ in report.samples)  # JSON is YAML
     unigram, trigram = report.baselines["unigram"], report.baselines["trigram"]
     card = f"""---
 license: apache-2.0
 language: en
 library_name: transformers
 pipeline_tag: text-generation
+widget:
+{widget}
 ---
 # {name}
 
@@ -177,7 +180,7 @@ standard library, and so gives another model.
 
 ## What it writes
 
-After ▸, drawn at temperature 0.7 from the 50 best tokens, seed 0; the first draw, not a chosen one.
+After ▸, drawn at temperature {TEMPERATURE}, seed 0; the first draw, not a chosen one.
 
 {samples}
 
@@ -190,6 +193,13 @@ Mean share of attention; layers and heads are counted from 0.
   {name_heads(report.induction, INDUCTION)}
 """
     (directory / "README.md").write_text(card, encoding="utf-8")
+
+
+def example_prompt(directory: Path) -> str:
+    """A text that this model can go on with: the first that its card shows (the Hub's `widget`)."""
+    from huggingface_hub import ModelCard
+
+    return ModelCard.load(directory / "README.md").data.to_dict()["widget"][0]["text"]
 
 
 def fenced(text: str) -> str:

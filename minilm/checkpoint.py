@@ -46,6 +46,11 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "minilm"
 
 
+def shipped() -> list[str]:
+    """The names of the small trained models that are part of the package."""
+    return sorted(path.parent.name for path in SHIPPED.glob("*/config.json"))
+
+
 def resolve(source: str | os.PathLike) -> Path:
     """The local directory or .gguf file that a source means; a Hub name is downloaded once."""
     path = Path(source).expanduser()
@@ -63,10 +68,9 @@ def resolve(source: str | os.PathLike) -> Path:
         raise CheckpointError("smollm2 has not been fetched yet; run: python -m minilm fetch smollm2")
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         return _download(name)
-    shipped = sorted(path.parent.name for path in SHIPPED.glob("*/config.json"))
     raise CheckpointError(
         f"there is no checkpoint {name!r}; give a directory, a .gguf file, a Hub name like owner/model, "
-        f"smollm2, or one of those that ship with minilm: {', '.join(shipped)}"
+        f"smollm2, or one of those that ship with minilm: {', '.join(shipped())}"
     )
 
 

@@ -156,6 +156,7 @@ def generate(
     Returns: prompt and new tokens; a row that ended early goes on with pad_token_id.
     Raises: ValueError for settings that cannot be, before anything is computed.
     """
+    require(model.task == "causal-lm", f"a {model.task} model writes no text; load it with task='causal-lm'")
     choosing = Choosing(do_sample, temperature, top_k, top_p, min_p, repetition_penalty)
     _check_prompt(model, input_ids, attention_mask, max_new_tokens)
     require(num_beams >= 1, f"num_beams is {num_beams}; it must be at least 1")

@@ -81,12 +81,20 @@ def load_reference(directory: Path, dtype: torch.dtype) -> nn.Module:
 
 
 def directory_of(source: str | os.PathLike) -> Path:
-    """The directory that a source means, for both libraries to load; a GGUF file is refused."""
+    """The directory that a source means, for both libraries to load on a text alone.
+
+    Raises: CheckpointError for a GGUF file, and for a model that also reads a memory.
+    """
     path = checkpoint.resolve(source)
     if path.is_file():
         raise checkpoint.CheckpointError(
             f"{source} is a GGUF file; models are compared from a directory, which this makes of it: "
             "minilm.save(minilm.load(file), directory)"
+        )
+    if checkpoint.read_config(path)[1].cross_attention:
+        raise checkpoint.CheckpointError(
+            f"{source} has cross-attention, so it reads a memory besides the text, and both libraries get "
+            "a text alone here; compare a model without it"
         )
     return path
 
@@ -258,12 +266,12 @@ def as_table(results: Iterable[Result]) -> Table:
     title = "largest difference of a logit from transformers, at real tokens"
     table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0))  # for 80 columns
     table.add_column("model", overflow="fold")  # a path may be long; everything else keeps its width
-    for heading in ("dtype", "padding"):
+    for heading in ("dtype", "pad"):
         table.add_column(heading, no_wrap=True)
     for backend, cache in columns:
         label = {"none": "1 shot", "chunks": "chunks", "steps": "steps"}[cache]
         table.add_column(f"{backend}\n{label}", justify="right", no_wrap=True)
-    table.add_column("greedy\ntokens agree", no_wrap=True)
+    table.add_column("greedy\ntokens", no_wrap=True)
     previous = None
     for row in dict.fromkeys(key[:3] for key in cells):
         found = [cells[(*row, *column)] for column in columns]

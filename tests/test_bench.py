@@ -55,6 +55,20 @@ def test_both_libraries_do_the_same_work(pair):
     assert ours.shape == (2, 21) and torch.equal(ours, theirs)
     ours, theirs = (run(prompt[:1], 6, num_beams=3) for run in (pair.our_generate, pair.their_generate))
     assert torch.equal(ours, theirs)
+    prompt = pair.prompt(2, 9)
+    losses = [model(prompt, labels=prompt).loss.item() for model in (pair.ours, pair.theirs)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+def test_a_measured_training_step_leaves_the_model_as_it_was(pair):
+    """Gradients are computed and dropped, the weights stay, and the model goes on in eval mode."""
+    before = [weight.detach().clone() for weight in pair.ours.parameters()]
+    contestants = bench.training(pair, 2, 8)
+    assert list(contestants) == [bench.REFERENCE, "minilm"]
+    assert all(measure() > 0 for measure in contestants.values())
+    for weight, old in zip(pair.ours.parameters(), before, strict=True):
+        assert weight.grad is None and torch.allclose(weight, old, rtol=0, atol=1e-9)
+    assert not pair.ours.training and not pair.theirs.training
 
 
 def test_weight_bytes_are_what_a_step_reads(pair):
@@ -83,7 +97,7 @@ def test_the_command_writes_what_it_prints(minilm_command, monkeypatch, small, t
     assert ended.code == 0, ended
     report = json.loads((tmp_path / "out" / "cpu.json").read_text())
     works = {row["work"] for row in report["results"]}
-    assert len(works) == 7 and all(f"  {work}" in ended.out for work in works)
+    assert len(works) == 9 and all(f"  {work}" in ended.out for work in works)
     for row in report["results"]:
         (reference,) = (
             other["seconds"]

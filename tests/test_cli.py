@@ -15,8 +15,8 @@ from test_checkpoint import write_gguf
 from torch.utils.flop_counter import FlopCounterMode
 
 import minilm
+from minilm import CausalLM, checkpoint, describe, families, fetch, parity, rope
 from minilm import __main__ as cli
-from minilm import describe, families, fetch, parity, rope
 from minilm.families import FAMILIES, get_family
 
 COMMANDS = {entry.name or entry.callback.__name__: entry.callback for entry in cli.app.registered_commands}
@@ -340,6 +340,16 @@ def test_parity_refuses_what_it_cannot_compare(minilm_command, bare_model, tmp_p
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     for options in ([], ["--trace"]):
         refused(minilm_command("parity", tmp_path / "model.gguf", *options), "is a GGUF file", "minilm.save")
+
+
+def test_parity_refuses_a_model_that_reads_a_memory(minilm_command, tmp_path):
+    """Both libraries are given a text alone, and transformers' own class fails for it."""
+    family = families.get_family("gpt_bigcode")
+    model = CausalLM(family.read_config(family.tiny | {"add_cross_attention": True}))
+    model.family = family.model_type
+    checkpoint.save(model, tmp_path)
+    for options in ([], ["--trace"]):
+        refused(minilm_command("parity", tmp_path, *options), "has cross-attention")
 
 
 # ----------------------------------------------------------------------------------------------------------

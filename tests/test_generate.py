@@ -379,6 +379,15 @@ def test_an_empty_prompt_is_refused(model):
 
 
 @pytest.mark.usefixtures("without_shape_checks")
+def test_a_classifier_writes_nothing(model):
+    other = minilm.SequenceClassifier(model.config)
+    with pytest.raises(
+        ValueError, match="sequence-classification model writes no text; load it with task='causal"
+    ):
+        minilm.generate(other, torch.tensor([[1, 2, 3]]))
+
+
+@pytest.mark.usefixtures("without_shape_checks")
 def test_a_prompt_without_a_batch_is_refused(model):
     with pytest.raises(ValueError, match=r"input_ids is \(3,\); give \[batch, length\]"):
         minilm.generate(model, torch.tensor([1, 2, 3]))

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+import os
 import random
 import signal
 import subprocess
@@ -140,6 +141,16 @@ def test_topics_are_clean_and_say_each_thing_once():
     source = f'{function}class C(dict):\n    """Keep."""\n{textwrap.indent(method, "    ")}'
     assert (
         data.describe_module("m", source, set()) == "f(a, *, b=1)\n    Do it.\n\nclass C(dict)\n    Keep.\n"
+    )
+
+
+def test_code_is_bare():
+    """Docstrings and comments are gone, and what is left is the same program in one layout."""
+    source = '"""A module."""\nimport os  # why\n\nclass C:\n  "Doc."\n  def f(self):\n   """Doc."""\n'
+    assert data.bare_code(source) == "import os\n\nclass C:\n\n    def f(self):\n        pass\n"
+    assert data.bare_code('"""Only words."""').strip() == ""
+    assert (
+        data.bare_code("def f():\n\treturn 'not a docstring'") == "def f():\n    return 'not a docstring'\n"
     )
 
 
@@ -370,6 +381,29 @@ def test_a_kill_leaves_the_last_good_state(tmp_path):
         run = make_run(tmp_path, steps=100_000)
         assert run.step > done and all(math.isfinite(loss) for loss in run.progress.losses)
         done = run.step
+
+
+@pytest.mark.slow
+def test_the_command_in_two_processes(tmp_path):
+    """Started by torchrun, it writes the checkpoint once, with the losses of one process."""
+    losses = {}
+    for processes in (1, 2):
+        out = tmp_path / str(processes)
+        arguments = f"train {out} --family qwen2 --data {ROOT}/minilm/families --steps 3 --rows 4 --length 48"
+        arguments += " --micro-rows 2 --warmup 1 --hidden-size 16 --layers 2 --vocab-size 300"
+        command = f"{sys.executable} -m torch.distributed.run --standalone --nproc-per-node {processes}"
+        ended = subprocess.run(
+            [*command.split(), "-m", "minilm", *arguments.split()],
+            env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=100,
+        )
+        assert ended.returncode == 0, ended.stderr[-3000:]
+        assert ended.stdout.count("held-out loss") == 1
+        losses[processes] = torch.load(out / train.STATE, weights_only=True)["losses"]
+        assert minilm.load(out).config.num_layers == 2
+    assert len(losses[1]) == 3 and losses[2] == pytest.approx(losses[1], rel=1e-4)
 
 
 def test_the_command(tmp_path):
