@@ -71,13 +71,25 @@ def _(rotary_dim, theta):
 @inverse_frequencies.mistake(
     "i for 2i",
     "Your exponents are i / rotary_dim and reach only 1/2: the factor 2 is missing.",
-    "The slowest pair turns about √theta times too fast. Short texts look right, and long ones come round again.",
+    "The slowest pair turns about √theta times too fast, so distant tokens get the angles of near ones.",
     "notebook 05, Many clocks",
 )
 def _(rotary_dim, theta):
     if rotary_dim % 2:
         raise ValueError
     return 1.0 / theta ** (torch.arange(rotary_dim // 2, dtype=torch.float32) / rotary_dim)
+
+
+@inverse_frequencies.mistake(
+    "counts from 1",
+    "You count the pairs 1, 2, 3, …: the first one should be pair 0 and turn by 1 radian.",
+    "Every pair is slower than the checkpoint was trained with. Papers that count from 1 write 2(i - 1).",
+    "notebook 05, First by hand",
+)
+def _(rotary_dim, theta):
+    if rotary_dim % 2:
+        raise ValueError
+    return 1.0 / theta ** (torch.arange(2, rotary_dim + 1, 2, dtype=torch.float32) / rotary_dim)
 
 
 @inverse_frequencies.mistake(
@@ -201,6 +213,17 @@ def _(position_ids, inv_freq, dtype):
 
 
 @cos_sin.mistake(
+    "frequencies in half precision",
+    "You cast inv_freq to dtype; the positions multiply its rounding error.",
+    "It happens unseen where inv_freq is a buffer of a model that is cast as a whole. Nothing shows in fp32.",
+    "notebook 05, Break it",
+)
+def _(position_ids, inv_freq, dtype):
+    angles = angles_of(position_ids, inv_freq.to(dtype))
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+@cos_sin.mistake(
     "counts from 0",
     "You count 0, 1, 2, … along the row instead of reading position_ids.",
     "One row from its beginning is right; with padding on the left, and at every decoded token, it is wrong.",
@@ -300,6 +323,19 @@ def _(x):
 
 
 @rotate_half.mistake(
+    "first axis",
+    "You exchange the halves of the first axis: chunk and cat need dim=-1.",
+    "One vector comes out right. In a batch, each row is mixed with another one.",
+    "notebook 01, Shapes",
+)
+def _(x):
+    if x.shape[-1] % 2:
+        raise ValueError
+    first, second = x.chunk(2)
+    return torch.cat((-second, first))
+
+
+@rotate_half.mistake(
     "halves in place",
     "You put the minus in and leave the halves where they are.",
     "Each dimension is scaled by itself and never meets its partner: again no rotation.",
@@ -328,6 +364,11 @@ apply_rope = UNIT.exercise(
 )
 
 
+def turned_in_part(answer, query, key):
+    """Here only queries and keys need gradients: who reads one half of cos leaves none in the other."""
+    return answer(query, key, *clocks(torch.arange(7, 11)[None], 4))
+
+
 @apply_rope.inputs
 def _(draw):
     positions = draw.integers(0, 30, 2, 5)
@@ -339,7 +380,7 @@ def _(draw):
     one_row = torch.arange(7, 11)[None]
     batch = draw.normal(3, 2, 4, 8), draw.normal(3, 1, 4, 8)
     yield Case((*batch, *clocks(one_row, 8)), "the same positions in every row")
-    yield Case((*batch, *clocks(one_row, 4)), "4 of 8 dimensions", gradient=True)
+    yield Case(batch, "4 of 8 dimensions", turned_in_part, gradient=True)
     # As many rows as heads: cos without an axis for the heads would fit, and belong to the wrong axis.
     square = draw.normal(3, 3, 4, 6), draw.normal(3, 3, 4, 6)
     yield Case((*square, *clocks(draw.integers(1, 30, 3, 4), 6)), "as many rows as heads")
@@ -381,7 +422,7 @@ def _(answer, draw):
     assert torch.equal(turned[0], query) and torch.equal(turned[1], key), "A query or key has changed."
 
 
-def turn_both(query, key, cos, sin, quarter=quarter_turn, sign=1, axis=1, last=False, rest=True):
+def turn_both(query, key, cos, sin, quarter=quarter_turn, sign=1, axis=1):
     """RoPE with the places where people go wrong."""
     width = cos.shape[-1]
     if width > query.shape[-1]:
@@ -390,12 +431,8 @@ def turn_both(query, key, cos, sin, quarter=quarter_turn, sign=1, axis=1, last=F
         cos, sin = cos.unsqueeze(axis), sin.unsqueeze(axis)
 
     def turn(x):
-        if last:
-            return torch.cat((x[..., :-width], around(x[..., -width:])), -1)
-        return torch.cat((around(x[..., :width]), x[..., width if rest else x.shape[-1] :]), -1)
-
-    def around(x):
-        return x * cos + sign * quarter(x) * sin
+        turning = x[..., :width]
+        return torch.cat((turning * cos + sign * quarter(turning) * sin, x[..., width:]), dim=-1)
 
     return turn(query), turn(key)
 
@@ -467,29 +504,31 @@ def _(query, key, cos, sin):
 
 
 @apply_rope.mistake(
-    "the rest dropped",
-    "Where cos is narrower than a head, you return the dimensions that turn and drop the others.",
-    "What does not turn carries most of the meaning in a model with partial rotary.",
+    "whole heads only",
+    "You multiply whole heads by cos, and their shapes do not match where cos is narrower (partial rotary).",
+    "GPT-NeoX turns a quarter of each head. Qwen2 and Gemma turn whole heads, so nothing shows there.",
     "notebook 05, Partial rotary",
 )
 def _(query, key, cos, sin):
-    return turn_both(query, key, cos, sin, rest=False)
+    cos, sin = cos[:, None], sin[:, None]
+    return tuple(x * cos + quarter_turn(x) * sin for x in (query, key))
 
 
 @apply_rope.mistake(
-    "the last dimensions turned",
-    "Where cos is narrower than a head, you turn its last dimensions instead of the first.",
-    "Whole heads look right. A model with partial rotary writes noise.",
+    "the rest dropped",
+    "Where cos is narrower than a head, you return the dimensions that turn and drop the others.",
+    "Queries still fit the keys, so nothing complains, and GPT-NeoX compares a quarter of each head.",
     "notebook 05, Partial rotary",
 )
 def _(query, key, cos, sin):
-    return turn_both(query, key, cos, sin, last=True)
+    width = cos.shape[-1]
+    return turn_both(query[..., :width], key[..., :width], cos, sin)
 
 
 @apply_rope.mistake(
     "partners across the whole head",
     "Where cos is narrower than a head, you pair i with i + head_dim / 2 instead of i + rotary / 2.",
-    "Half of the partners lie beyond what turns. Whole heads look right.",
+    "Partners are taken from the dimensions that should stay as they are. Whole heads look right.",
     "notebook 05, Partial rotary",
 )
 def _(query, key, cos, sin):
@@ -541,7 +580,7 @@ def _(answer, draw):
 
     def scores(query_weight, key_weight, order, quarter):
         def project(weight):
-            y = (x @ weight.T).view(length, heads, head_dim).transpose(0, 1)
+            y = (x @ weight.mT).view(length, heads, head_dim).transpose(0, 1)
             return y * cos[:, order] + quarter(y) * sin[:, order]
 
         return project(query_weight) @ project(key_weight).transpose(-1, -2)
