@@ -119,8 +119,8 @@ def split_qkv_blocks(
     rest = qkv.shape[-1] - query_width
     if rest <= 0 or rest % (2 * head_dim):
         raise ValueError(
-            f"{qkv.shape[-1]} features are {rest} more than the {num_heads} query heads of {head_dim}; it must "
-            f"be a positive multiple of {2 * head_dim}, the width of a key head and a value head"
+            f"{qkv.shape[-1]} features: {rest} more than {num_heads} query heads of {head_dim}. That must be "
+            f"a positive multiple of {2 * head_dim}, the width of a key head and a value head"
         )
     blocks = qkv.split((query_width, rest // 2, rest // 2), dim=-1)
     # Within a block the heads stand side by side. The single key head of BigCode keeps its axis, of length 1.

@@ -52,6 +52,7 @@ def _(answer, draw):
 
 
 def cos_sin(angles, dtype):
+    """As in exercise 5.2."""
     angles = torch.cat((angles, angles), dim=-1)
     return angles.cos().to(dtype), angles.sin().to(dtype)
 

@@ -218,6 +218,7 @@ def attend(query, key, value, mask=None, scale=0.5, dim=-1, hide=None, after=Non
 
 
 def as_it_is(scores, mask):
+    """Hides nothing."""
     return scores
 
 
@@ -373,8 +374,7 @@ def per_head(qkv, num_heads, pattern=(0, 1, 2)):
 @split_qkv_per_head.mistake(
     "in blocks",
     "You cut the features into three blocks, all queries, all keys, all values; here they go head by head.",
-    "Queries, keys and values of different heads are mixed, and the text stays fluent enough to hide it. With one "
-    "head it cannot be seen.",
+    "All shapes are right, and with one head all values. The loss of tiny-gpt-neox rises from 3.7 to 5.2 nats.",
     "notebook 07, Break it",
 )
 def _(qkv, num_heads):
@@ -475,6 +475,7 @@ def blocks(qkv, num_heads, head_dim):
 
 
 def heads(block, head_dim):
+    """A block split into its heads."""
     return block.unflatten(-1, (-1, head_dim)).transpose(1, 2)
 
 
