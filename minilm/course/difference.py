@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator
+from math import isinf, isnan
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ def detach(value: Any) -> Any:
 
 def size(tensor: Tensor) -> float:
     """The largest finite number in a tensor, by absolute value."""
-    finite = tensor[tensor.isfinite()].abs()
+    finite = tensor[tensor.isfinite()].double().abs()
     return finite.max().item() if finite.numel() else 0.0
 
 
@@ -58,9 +59,11 @@ def describe(found: Any, expected: Any, allowed: float, what: str = "the result"
     if isinstance(expected, Tensor):
         return describe_tensor(found, expected, allowed, what)
     if isinstance(expected, float) and isinstance(found, (int, float, Tensor)):
-        return None if abs(float(found) - expected) <= max(allowed, 1e-9 * abs(expected)) else (
-            f"{what} is {float(found):.6g}, expected {expected:.6g}"
-        )  # fmt: skip
+        number = float(found)
+        near = abs(number - expected) <= max(allowed, 1e-9 * abs(expected)) and not isinf(expected)
+        if near or number == expected or (isnan(number) and isnan(expected)):
+            return None
+        return f"{what} is {number:.6g}, expected {expected:.6g}"
     if type(found) is type(expected) and found == expected:
         return None
     kinds = "" if type(found) is type(expected) else f" ({type(expected).__name__})"
@@ -180,7 +183,8 @@ def patterns(found: Tensor, expected: Tensor, allowed: float) -> Iterator[str | 
     if found.is_floating_point():
         yield "has every sign reversed" if close(-x, y) and size(y) > allowed else None
         factor = (x * y).nansum() / (y * y).nansum() if size(y) > 0 else torch.tensor(1.0)
-        if factor.abs() > 1e-6 and close(x / factor, y):
+        simple = any(abs(factor.item() * k - round(factor.item() * k)) < 1e-4 for k in (1, 2, 3))
+        if factor.abs() > 1e-6 and (expected.numel() > 1 or simple) and close(x / factor, y):
             yield f"is everywhere {factor.item():.6g} times what is expected"
     for axis in range(expected.ndim):
         length = expected.shape[axis]

@@ -1,5 +1,6 @@
-"""What a learner has done, kept beside the exercises: a file for each exercise, written whole or not at all."""
+"""What a learner has done, kept beside the exercises: one file each, written whole or not at all."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -73,10 +74,8 @@ def fingerprint(folder: Path, exercise: Exercise) -> str:
     """A hash of an answer's code: the whole file's where its own part cannot be told."""
     path = folder / f"{exercise.module}.py"
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    try:
+    with contextlib.suppress(SyntaxError, KeyError):
         text = sources.segment(text, exercise.name)
-    except (SyntaxError, KeyError):
-        pass
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
