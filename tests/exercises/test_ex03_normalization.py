@@ -15,12 +15,13 @@ def settled(value, dtype):
     return torch.equal((value - room).to(dtype), (value + room).to(dtype))
 
 
-def draw_settled(draw, rounded, parameters, dtype=torch.bfloat16):
-    """x, one weight for each of the means in `parameters`, and eps, such that rounded(x, *weights, eps), which
-    is what is rounded first, has the same bits in whichever order it is computed.
+def draw_settled(draw, rounded, means):
+    """x, parameters around these means, and eps, all in bf16, such that what is rounded first, rounded(x,
+    *parameters, eps), has the same bits in whichever order it is computed.
     """
+    dtype = torch.bfloat16
     while True:
-        args = [draw.normal(5, 9, dtype=dtype), *((m + draw.normal(9, scale=0.3)).to(dtype) for m in parameters)]
+        args = [draw.normal(5, 9, dtype=dtype), *((m + draw.normal(9, scale=0.3)).to(dtype) for m in means)]
         if settled(rounded(*(arg.double() for arg in args), 1e-6), dtype):
             return *args, 1e-6
 
