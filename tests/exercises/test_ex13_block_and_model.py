@@ -156,6 +156,28 @@ def _(x, attention, mlp, norm_1, norm_2):
     return h + mlp(h)
 
 
+@sequential_block.mistake(
+    "one norm for both",
+    "Your MLP reads through norm_1 as well; it has norm_2.",
+    "In a new model all norms are alike and nothing shows; with a checkpoint's weights the logits are wrong.",
+    "notebook 13, Break it",
+)
+def _(x, attention, mlp, norm_1, norm_2):
+    h = x + attention(norm_1(x))
+    return h + mlp(norm_1(h))
+
+
+@sequential_block.mistake(
+    "written into x",
+    "You write into x: x += … changes the caller's tensor and makes no new one.",
+    "hidden_states would hold the last stream several times, and autograd refuses what it still needs.",
+    "notebook 01, Views and copies",
+)
+def _(x, attention, mlp, norm_1, norm_2):
+    x += attention(norm_1(x))
+    return x + mlp(norm_2(x))
+
+
 # --------------------------------------------------------------------------------------------------
 # 13.2
 
@@ -232,6 +254,18 @@ def _(x, attention, mlp, norm_1, norm_2):
 )
 def _(x, attention, mlp, norm_1, norm_2):
     return attention(norm_1(x)) + mlp(norm_2(x))
+
+
+@parallel_block.mistake(
+    "written into x",
+    "You write into x: x += … changes the caller's tensor, and a second line then reads the changed one.",
+    "The block turns sequential unnoticed, and autograd refuses what it still needs.",
+    "notebook 01, Views and copies",
+)
+def _(x, attention, mlp, norm_1, norm_2):
+    x += attention(norm_1(x))
+    x += mlp(norm_2(x))
+    return x
 
 
 # --------------------------------------------------------------------------------------------------

@@ -292,11 +292,24 @@ def _(name, rules):
     "rules in a chain",
     "You apply every rule in turn, each to what the one before it made.",
     "A rule that makes norm_2 of norm_1 and one that makes norm_1 of norm_2 undo each other, and the two norms "
-    "come out unswapped. A loop of str.replace does the same.",
+    "come out unswapped.",
     "notebook 14, Break it",
 )
 def _(name, rules):
     return renamed(name, rules, chain=True)
+
+
+@rename.mistake(
+    "replaced anywhere",
+    "You replace what a rule names wherever it stands in the name, rule after rule.",
+    "A rule for mlp then changes mlp_norm too, and rules that swap two names undo each other.",
+    "notebook 14, Break it",
+)
+def _(name, rules):
+    for old, new in rules.items():
+        pattern = r"(\d+)".join(re.escape(piece) for piece in old.split("{}"))
+        name = re.sub(pattern, lambda match, new=new: new.format(*match.groups()), name)
+    return name
 
 
 @rename.mistake(
@@ -428,7 +441,9 @@ def _(draw):
     a, b = traces(draw, query=1.0, context=2.0)
     yield case(a, {name: b[name] for name in reversed(b)}, 0.1, "trace_b in another order")
     a, b = ({"stream": torch.tensor([value], dtype=torch.bfloat16)} for value in (256.0, 0.5))
-    yield case(a, b, 255.75, "bf16, where 256 - 0.5 would round to 256")
+    yield case(a, b, 1.0, "bf16, where 256 - 0.5 would round to 256")
+    a, b = traces(draw, context=0.25, logits=1.0)
+    yield case(a, {name: b[name].bfloat16() for name in b}, 0.125, "one trace in fp32, the other in bf16")
     yield Case((traces(draw)[0], {"wte": torch.ones(3)}, 0.1), refused="the traces share no operation")
 
 
@@ -442,7 +457,7 @@ def _(answer, draw):
 
 
 def divergences(a, b, tolerance, *, magnitude=torch.abs, reduce=torch.amax, nan=math.inf, equal_infinities=True,
-                shapes=True, missing=False):  # fmt: skip
+                shapes=True, missing=False, wide=True, at_tolerance=False):  # fmt: skip
     """Every operation that differs, with the places where people go wrong."""
     if not a.keys() & b.keys():
         raise ValueError
@@ -456,11 +471,11 @@ def divergences(a, b, tolerance, *, magnitude=torch.abs, reduce=torch.amax, nan=
             if shapes:
                 yield name, math.inf
             continue
-        gap = magnitude(x.float() - y.float())
+        gap = magnitude(x.float() - y.float() if wide else x - y).float()
         if equal_infinities:
             gap = gap.masked_fill(x == y, 0.0)
         difference = float(reduce(gap.nan_to_num(nan=nan, posinf=math.inf, neginf=-math.inf)))
-        if difference > tolerance:
+        if difference > tolerance or (at_tolerance and difference == tolerance):
             yield name, difference
 
 
@@ -518,7 +533,7 @@ def _(a, b, tolerance):
 @first_divergence.mistake(
     "equal infinities differ",
     "Scores that are -inf in both traces differ with you: -inf - -inf is NaN.",
-    "Every causal mask writes them, so the search would always stop at the first scores.",
+    "A causal mask that writes -inf then stops the search at the first scores, in every comparison.",
     "notebook 14, Break it",
 )
 def _(a, b, tolerance):
@@ -543,3 +558,23 @@ def _(a, b, tolerance):
 )
 def _(a, b, tolerance):
     return next(divergences(a, b, tolerance, missing=True), None)
+
+
+@first_divergence.mistake(
+    "subtracted in bf16",
+    "You subtract results of bf16 in bf16: the difference is rounded to 8 bits.",
+    "Differences come out as 0 or twice too large near the tolerance, which is where you look.",
+    "notebook 01, Break it",
+)
+def _(a, b, tolerance):
+    return next(divergences(a, b, tolerance, wide=False), None)
+
+
+@first_divergence.mistake(
+    "at the tolerance",
+    "You report a difference that equals the tolerance; it has to be larger.",
+    "With tolerance 0, which asks for equal bits, two equal models would differ at once.",
+    "notebook 14, First divergence",
+)
+def _(a, b, tolerance):
+    return next(divergences(a, b, tolerance, at_tolerance=True), None)

@@ -57,7 +57,7 @@ def two_axes(attention_mask):
     "notebook 16, Break it",
 )
 def _(attention_mask):
-    return (two_axes(attention_mask).sum(1) - 1).clamp(min=0)
+    return two_axes(attention_mask).sum(1) - 1
 
 
 @last_token_index.mistake(
@@ -67,8 +67,8 @@ def _(attention_mask):
     "notebook 16, Break it",
 )
 def _(attention_mask):
-    real = two_axes(attention_mask)
-    return torch.where(real.any(1), real.shape[1] - 1, 0)
+    batch, length = two_axes(attention_mask).shape
+    return torch.full((batch,), length - 1)
 
 
 @last_token_index.mistake(
@@ -237,7 +237,7 @@ def _(logits, labels, problem_type):
 @classification_loss.mistake(
     "softmax twice",
     "You take the cross-entropy of probabilities; it applies the softmax itself, to logits.",
-    "The second softmax flattens: the loss can never come near 0, and training crawls.",
+    "The second softmax flattens: with three classes the loss stays above log(1 + 2/e) = 0.55 for ever.",
     "notebook 16, Break it",
 )
 def _(logits, labels, problem_type):
@@ -407,7 +407,7 @@ def _(start_logits, end_logits, starts, ends):
 @span_loss.mistake(
     "sum of both ends",
     "You add the losses of start and end; their mean is asked for.",
-    "Everything is twice as large, as if the learning rate were.",
+    "The loss and its gradients are twice those of the reference.",
     "notebook 16, Losses",
 )
 def _(start_logits, end_logits, starts, ends):
@@ -422,3 +422,25 @@ def _(start_logits, end_logits, starts, ends):
 )
 def _(start_logits, end_logits, starts, ends):
     return spans(end_logits, start_logits, starts, ends)
+
+
+@span_loss.mistake(
+    "below 0 left out",
+    "You leave out positions below 0; they mean the first token.",
+    "Data sets mark questions without an answer so, and the model would never learn to say that there is none.",
+    "notebook 16, Losses",
+)
+def _(start_logits, end_logits, starts, ends):
+    length = start_logits.shape[1]
+    starts, ends = (torch.where(each < 0, length, each) for each in (starts, ends))
+    return spans(start_logits, end_logits, starts, ends)
+
+
+@span_loss.mistake(
+    "end behind the answer",
+    "You take ends for the token behind the answer, as in a slice; it is the answer's last token.",
+    "Every answer loses its last token, and nothing but the text shows it.",
+    "notebook 16, First by hand",
+)
+def _(start_logits, end_logits, starts, ends):
+    return spans(start_logits, end_logits, starts, ends - 1)
