@@ -442,7 +442,8 @@ def in_words(config: ModelConfig) -> str:
     """The switches of a structure that differ from ModelConfig's defaults."""
     switches = "rope norm qkv_layout qkv_bias out_bias qk_norm mlp mlp_bias cross_attention tie_embeddings"
     named = ((name, getattr(config, name)) for name in switches.split())
-    return ", ".join(f"{name}={value!r}" for name, value in named if value != getattr(EXAMPLE, name))
+    differing = [f"{name}={value!r}" for name, value in named if value != getattr(EXAMPLE, name)]
+    return ", ".join(differing) or "ModelConfig's defaults"
 
 
 @count_parameters.inputs
