@@ -54,7 +54,7 @@ def sentences(text: str) -> Iterator[str]:
 
 
 def exchange_words(sentence: str, draw: random.Random) -> str:
-    """The sentence with two neighbours exchanged; the first and the last word stay, for they would show it."""
+    """The sentence with two neighbours exchanged, but not the first or the last word: they would show it."""
     words = sentence.split()
     places = [i for i in range(1, len(words) - 2) if words[i] != words[i + 1]]
     place = draw.choice(places)

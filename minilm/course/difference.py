@@ -140,12 +140,20 @@ def explain(found: Tensor, expected: Tensor, apart: Tensor, allowed: float) -> s
     """Where and how: NaN, one factor, a sign, another order of an axis, a shift; else how many places."""
     if found.is_floating_point() and (found.isnan() & ~expected.isnan()).any():
         return f"is NaN {where(found.isnan() & ~expected.isnan())}"
-    if found.is_floating_point() and (found.isinf() & expected.isfinite()).any():
-        return f"is infinite {where(found.isinf() & expected.isfinite())}"
+    infinite = found.isinf() | expected.isinf() if found.is_floating_point() else torch.zeros(())
+    if infinite.any() and not torch.equal(found.isinf(), expected.isinf()):
+        gone, new = expected.isinf() & ~found.isinf(), found.isinf() & ~expected.isinf()
+        parts = [f"a number at {int(gone.sum())} places where {expected[gone][0].item()} is expected"] * bool(
+            gone.any()
+        )
+        parts += [f"{found[new][0].item()} at {int(new.sum())} places where a number is expected"] * bool(
+            new.any()
+        )
+        return f"is {' and '.join(parts)} (of {found.numel()})"
     pattern = next((text for text in patterns(found, expected, allowed) if text), None)
     if pattern is not None:
         return pattern
-    distance = (found.double() - expected.double()).abs()
+    distance = (found.double() - expected.double()).abs().nan_to_num(0.0)  # two equal infinities
     worst = torch.unravel_index((distance * apart).argmax(), distance.shape)
     place = [int(index) for index in worst]
     return (

@@ -118,7 +118,7 @@ def run(answer: Any, case: Case) -> Outcome:
     }
     for tensor in difference.tensors(list(trained.values())):
         tensor.requires_grad_()
-    # Copies of what is trained: torch itself would refuse to write into it, in words that tell a learner less.
+    # Copies of what is trained: torch would refuse to write into it, in words that tell a learner less.
     args = tuple(difference.map_leaves(copy_trained, arg) if index in trained else arg
                  for index, arg in enumerate(args))  # fmt: skip
     try:
@@ -148,7 +148,7 @@ class NoGradient(RuntimeError):
 
     def __init__(self):
         super().__init__(
-            "no gradient reaches the inputs; detach(), .data, .item(), torch.no_grad and torch.tensor(x) cut it"
+            "no gradient reaches the inputs; detach(), .data, .item(), torch.no_grad and torch.tensor cut it"
         )
 
 

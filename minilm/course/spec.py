@@ -59,6 +59,9 @@ class Case:
     exact: bool = False
     refused: str | None = None
 
+    def __post_init__(self):
+        self.label = self.label or self.refused or ""
+
     @property
     def trained_arguments(self) -> tuple[int, ...]:
         """The indices of the arguments whose gradients are compared."""
