@@ -19,10 +19,11 @@ online_softmax = UNIT.exercise(
     difficulty=2,
     hints=(
         "Work the example on paper: what must happen to the sum 1.5 when the peak rises from ln 2 to ln 3?",
-        "Per block: the new peak, exp(block - new peak), total = total · exp(peak - new peak) + its sum. Keep "
-        "each block's exponentials together with the peak that they were measured from.",
-        "At the end multiply the exponentials of each block by exp(its peak - last peak), put them side by side "
-        "and divide by total. Where a peak is -inf, subtract 0 in its place; where total is 0, divide by 1.",
+        "Per block: the new peak, exp(block - new peak), total = total · exp(peak - new peak) + its sum. "
+        "Keep each block's exponentials together with the peak that they were measured from.",
+        "At the end multiply the exponentials of each block by exp(its peak - last peak), put them side by "
+        "side and divide by total. Where a peak is -inf, subtract 0 in its place; where total is 0, divide "
+        "by 1.",
     ),
 )
 
@@ -43,7 +44,7 @@ def streamed(answer, blocks):
 
 
 def streamed_coarsely(answer, blocks):
-    """The same to three digits: exp(score - lse) is right as well, and a large lse has few digits behind the point."""
+    """The same to three digits: exp(score - lse) is right too, and a large lse has few digits to spare."""
     return streamed(answer, blocks).half()
 
 
@@ -75,7 +76,9 @@ def _(answer, draw):
     whole = streamed(answer, [scores])
     for sizes in ((3, 9), (1, 1, 10), (5, 6, 1)):
         apart = (streamed(answer, list(scores.split(sizes, dim=-1))) - whole).abs().max()
-        assert apart < 1e-5, f"Cut into {sizes}, the weights differ by up to {apart:.2g} from those of one block."
+        assert apart < 1e-5, (
+            f"Cut into {sizes}, the weights differ by up to {apart:.2g} from those of one block."
+        )
 
 
 @online_softmax.law("the weights of a row add up to 1")
@@ -116,7 +119,8 @@ def _(blocks):
     "earlier weights not shrunk",
     "You divide by the right sum, but the exponentials of earlier blocks are still measured from the peak of "
     "their time.",
-    "Early keys weigh too much, by exp(last peak - their peak). Where the largest score comes first, all is well.",
+    "Early keys weigh too much, by exp(last peak - their peak). Where the largest score comes first, all is "
+    "well.",
     "notebook 11, Online softmax",
 )
 def _(blocks):
@@ -160,7 +164,8 @@ def _(blocks):
 @online_softmax.mistake(
     "nan for hidden blocks",
     "A row that has seen only -inf gets NaN from you: -inf - -inf is not a number.",
-    "With padding on the left the first blocks of keys are hidden as a whole, and NaN stays in the sum for good.",
+    "With padding on the left the first blocks of keys are hidden as a whole, and NaN stays in the sum for "
+    "good.",
     "notebook 11, Break it",
 )
 def _(blocks):
@@ -191,7 +196,8 @@ def _(blocks):
 
 @online_softmax.mistake(
     "collects the blocks",
-    "You put the blocks aside and read them at the end. They share one buffer, which holds the last block then.",
+    "You put the blocks aside and read them at the end. They share one buffer, which holds the last block "
+    "then.",
     "The scores of a long row do not fit on the chip: that is why they come in blocks.",
     "notebook 11, Online softmax",
 )
@@ -219,10 +225,11 @@ merge_attention = UNIT.exercise(
     difficulty=2,
     hints=(
         "Attention is Σ exp(score)·value / Σ exp(score). What is each set's own Σ exp(score)?",
-        "out = (exp(lse_a)·out_a + exp(lse_b)·out_b) / (exp(lse_a) + exp(lse_b)), and lse is the logarithm of "
-        "the denominator. exp overflows above 88: subtract the larger lse from both first, and add it to the log.",
-        "origin = torch.maximum(lse_a, lse_b), with 0 where that is -inf. Divide by 1 where both weights are 0. "
-        "An lse has no head_dim axis: [..., None].",
+        "out = (exp(lse_a)·out_a + exp(lse_b)·out_b) / (exp(lse_a) + exp(lse_b)), and lse is the logarithm "
+        "of the denominator. exp overflows above 88: subtract the larger lse from both first, and add it to "
+        "the log.",
+        "origin = torch.maximum(lse_a, lse_b), with 0 where that is -inf. Divide by 1 where both weights "
+        "are 0. An lse has no head_dim axis: [..., None].",
     ),
 )
 
@@ -338,7 +345,8 @@ def _(out_a, lse_a, out_b, lse_b):
 
 @merge_attention.mistake(
     "lse added",
-    "Your out is right; your lse is the sum of the two. The sums of exponentials add up, not their logarithms.",
+    "Your out is right; your lse is the sum of the two. The sums of exponentials add up, not their "
+    "logarithms.",
     "One merge looks right. The next one, with a third set, takes the wrong lse as its weight.",
     "notebook 11, Merging",
 )
@@ -384,12 +392,13 @@ flash_attention = UNIT.exercise(
     minutes=40,
     difficulty=3,
     hints=(
-        "Two loops: tiles of queries outside, tiles of keys inside. A tile of queries carries three things from "
-        "one tile of keys to the next. Which?",
-        "The peak, the sum of exp(score - peak), and the same sum with the values. When the peak rises, both sums "
-        "shrink by exp(old peak - new peak). Divide by the sum once, at the end; lse = peak + log(sum).",
-        "Query i stands at key i + keys - queries; make the mask of a tile from two torch.arange. A row that has "
-        "seen nothing has peak -inf: subtract 0 in its place, and divide by 1 where the sum is 0.",
+        "Two loops: tiles of queries outside, tiles of keys inside. A tile of queries carries three things "
+        "from one tile of keys to the next. Which?",
+        "The peak, the sum of exp(score - peak), and the same sum with the values. When the peak rises, "
+        "both sums shrink by exp(old peak - new peak). Divide by the sum once, at the end; lse = peak + "
+        "log(sum).",
+        "Query i stands at key i + keys - queries; make the mask of a tile from two torch.arange. A row "
+        "that has seen nothing has peak -inf: subtract 0 in its place, and divide by 1 where the sum is 0.",
     ),
 )
 
@@ -437,8 +446,8 @@ def _(answer, draw):
         with LargestTensor() as largest:
             answer(query, key, value, 8, causal)
         assert largest.shape.numel() < 40 * 40, (
-            f"With 40 queries, 40 keys and blocks of 8 you make a tensor {list(largest.shape)}; scores, weights "
-            "and mask are needed for one tile at a time."
+            f"With 40 queries, 40 keys and blocks of 8 you make a tensor {list(largest.shape)}; scores, "
+            "weights and mask are needed for one tile at a time."
         )
 
 
@@ -450,7 +459,9 @@ def _(answer, draw):
         for block_size in (1, 2, 4, 5):
             for x, y, name in zip(answer(*inputs, block_size, causal), whole, ("out", "lse"), strict=True):
                 apart = (x - y).abs().max()
-                assert apart < 1e-4, f"{name} differs by up to {apart:.2g} between blocks of {block_size} and 9."
+                assert apart < 1e-4, (
+                    f"{name} differs by up to {apart:.2g} between blocks of {block_size} and 9."
+                )
 
 
 @flash_attention.law("with causal, a later key changes nothing")
@@ -461,7 +472,8 @@ def _(answer, draw):
     before, after = answer(query, key, value, 2, True)[0], answer(query, other_key, other_value, 2, True)[0]
     apart = (before - after).abs().amax((0, 1, 3))
     assert apart[:2].max() < 1e-5, (
-        "Of 5 queries and 7 keys, queries 0 and 1 see keys 0 … 2 and 0 … 3, and keys 4 … 6 change their result."
+        "Of 5 queries and 7 keys, queries 0 and 1 see keys 0 … 2 and 0 … 3, and keys 4 … 6 change their "
+        "result."
     )
     assert apart[2:].min() > 1e-5, (
         "Of 5 queries and 7 keys, queries 2 … 4 see key 4 and more, and these keys change nothing."
@@ -542,7 +554,8 @@ def _(query, key, value, block_size, causal):
 
 @flash_attention.mistake(
     "top-left",
-    "Your queries are the first of the keys. They are the last: with 2 queries and 5 keys, query 0 sees 4 keys.",
+    "Your queries are the first of the keys. They are the last: with 2 queries and 5 keys, query 0 sees 4 "
+    "keys.",
     "With a cache, a new token sees the first key alone. In a prefill both are the same.",
     "notebook 11, Both alignments",
 )
@@ -563,7 +576,8 @@ def _(query, key, value, block_size, causal):
 @flash_attention.mistake(
     "last keys lost",
     "You leave out the keys behind the last full block.",
-    "It is right where block_size divides the length, as in most tests, and loses up to block_size - 1 keys else.",
+    "It is right where block_size divides the length, as in most tests, and loses up to block_size - 1 keys "
+    "else.",
     "notebook 11, Tiles",
 )
 def _(query, key, value, block_size, causal):
