@@ -257,6 +257,8 @@ def _(draw):
     a, b = (attended(draw, 2, 2, 3, 5) for _ in range(2))
     yield Case((a[0], a[1] + 200, b[0], b[1] + 200), "lse near 200")
     yield Case((a[0], a[1] - 200, b[0], b[1] - 200), "lse near -200")
+    a, b = (attended(draw, 2, 3, 4, 5, dtype=torch.bfloat16) for _ in range(2))
+    yield Case((a[0], a[1] + 200, b[0], b[1] + 200), "torch.bfloat16, lse near 200 in fp32")
     a, b = (attended(draw, 2, 3, 4, 5, scale=3.0) for _ in range(2))
     yield Case((*unseen(a, 0, 2), *b), "the first set has no key for queries 0 and 2")
     yield Case((*a, *unseen(b, 1)), "the second set has no key for query 1")
@@ -322,6 +324,19 @@ def _(out_a, lse_a, out_b, lse_b):
 
 
 @merge_attention.mistake(
+    "not divided",
+    "You weigh the results by exp(lse - larger lse), and do not divide by the sum of the two weights.",
+    "The result is too large, up to twice as large where both sets weigh the same.",
+    "notebook 11, Merging",
+)
+def _(out_a, lse_a, out_b, lse_b):
+    lse = merge(out_a, lse_a, out_b, lse_b)[1]
+    peak = torch.maximum(lse_a, lse_b).nan_to_num(neginf=0.0)
+    weight_a, weight_b = (torch.exp(each - peak)[..., None] for each in (lse_a, lse_b))
+    return (weight_a * out_a + weight_b * out_b).to(out_a.dtype), lse
+
+
+@merge_attention.mistake(
     "lse as weight",
     "You weigh the results by lse itself: the weight is exp(lse), the sum that it is the logarithm of.",
     "An lse may be negative or 0; then the weights have the wrong sign, or the result is infinite.",
@@ -372,6 +387,16 @@ def _(out_a, lse_a, out_b, lse_b):
 )
 def _(out_a, lse_a, out_b, lse_b):
     return merge(out_a, lse_a, out_b, lse_b, measured=False)
+
+
+@merge_attention.mistake(
+    "lse in half precision",
+    "You round lse to the dtype of out. In bf16 the numbers near 200 lie 1 apart.",
+    "A weight is the exponential of lse: half of 1 too much or too little is a factor of 1.65.",
+    "notebook 01, Rounding",
+)
+def _(out_a, lse_a, out_b, lse_b):
+    return merge(out_a, lse_a.to(out_a.dtype), out_b, lse_b.to(out_b.dtype))
 
 
 @merge_attention.mistake(
@@ -496,6 +521,7 @@ def flash(
     scale=True,
     half=False,
     group=None,
+    fill=-torch.inf,
 ):
     """Attention in tiles of keys with the places where people go wrong."""
     heads, kv_heads, queries, keys = query.shape[1], key.shape[1], query.shape[2], key.shape[2]
@@ -510,7 +536,7 @@ def flash(
         scores = query_ @ key_[:, :, columns].transpose(-1, -2)
         scores = (scores / query.shape[-1] ** 0.5 if scale else scores).float()
         if causal:
-            scores = scores.masked_fill(columns > places, -torch.inf)
+            scores = scores.masked_fill(columns > places, fill)
         new = torch.maximum(peak, scores.amax(-1, keepdim=True))
         origin = new.masked_fill(new == -torch.inf, 0.0) if guard else new
         weights, shrink = torch.exp(scores - origin), torch.exp(peak - origin)
@@ -612,6 +638,27 @@ def _(query, key, value, block_size, causal):
 )
 def _(query, key, value, block_size, causal):
     return flash(query, key, value, block_size, causal, divide=False)
+
+
+@flash_attention.mistake(
+    "mean for empty rows",
+    "A query that sees no key gets the mean of all values: you hide keys with a large finite number.",
+    "Its lse says that it saw something, however little. It does no harm while nobody looks at padded rows.",
+    "notebook 09, Empty rows",
+)
+def _(query, key, value, block_size, causal):
+    return flash(query, key, value, block_size, causal, fill=torch.finfo(torch.float32).min)
+
+
+@flash_attention.mistake(
+    "lse in half precision",
+    "Your lse has the dtype of query. It is to be in fp32: in bf16 the numbers near 200 lie 1 apart.",
+    "Merging and the backward pass take exp(lse), and half of 1 too much is a factor of 1.65.",
+    "notebook 01, Rounding",
+)
+def _(query, key, value, block_size, causal):
+    out, lse = flash(query, key, value, block_size, causal)
+    return out, lse.to(query.dtype)
 
 
 @flash_attention.mistake(
