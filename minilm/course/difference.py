@@ -236,6 +236,6 @@ def where(apart: Tensor) -> str:
         others = [index for index in range(apart.ndim) if index != axis]
         touched = apart.any(dim=others) if others else apart
         hit = touched.nonzero().flatten().tolist()
-        if 0 < len(hit) <= max(1, apart.shape[axis] // 2):
+        if 0 < len(hit) <= apart.shape[axis] // 2:
             return f"{share}, all with index {', '.join(map(str, hit[:8]))} on axis {axis}"
     return share
