@@ -234,9 +234,9 @@ def static_cache(answer: Callable, package: Callable) -> Callable:
             layer.answered = answer(batch, kv_heads, max_length, head_dim)
         layer.reserve(layer.length + key.shape[2], key)  # refuses what does not fit
         positions = torch.arange(layer.length, layer.length + key.shape[2], device=key.device)
-        layer.buffers = layer.answered.update(key, value, positions)
-        layer.length += key.shape[2]
         # The exercise's buffers are fp32, in which every bf16 has its place.
+        layer.buffers = layer.answered.update(key.float(), value.float(), positions)
+        layer.length += key.shape[2]
         return tuple(held[:, :, : layer.length].to(key.dtype) for held in layer.buffers)
 
     return adapted
@@ -520,8 +520,11 @@ def accumulate(answer: Callable, package: Callable) -> Callable:
         parts = [rows[first : first + recipe.micro_rows] for first in range(0, len(rows), recipe.micro_rows)]
         means = []
         for part in parts:
+            if part.targets == 0:  # as a constant: the gradient of 0 / 0 would be NaN, whatever it is weighed by
+                means.append(torch.tensor(torch.nan, device=model.device))
+                continue
             with torch.autocast(model.device.type, torch.bfloat16, enabled=recipe.bf16):
-                means.append(train.summed_loss(model, part) / part.targets)  # 0 / 0 is NaN
+                means.append(train.summed_loss(model, part) / part.targets)
         counts = torch.tensor([part.targets for part in parts], device=model.device)
         loss = answer(torch.stack(means), counts)
         loss.backward()
@@ -543,9 +546,10 @@ SEAMS = [
     Seam("2.1", "pad_batch", "course.trials:pad_batch", "where prompts of several lengths become a batch",
          ("ragged",)),
     Seam("2.2", "position_ids_from_mask", "masks:position_ids_from_mask", "where a batch is padded",
-         ("padded", "learned positions")),
-    Seam("2.3", "embed", "model:Decoder.embed", "at the entry of the model", EVERY + ("scaled",), embed),
-    Seam("3.1", "layer_norm", "norm:layer_norm", "in blocks with LayerNorm, and at the end", EVERY),
+         ("padded", "right")),
+    Seam("2.3", "embed", "model:Decoder.embed", "at the entry of the model", EVERY, embed),
+    Seam("3.1", "layer_norm", "norm:layer_norm", "in blocks with LayerNorm, and at the end",
+         EVERY + ("memory",)),
     Seam("3.2", "rms_norm", "norm:rms_norm", "in blocks with RMSNorm, and at the end", EVERY),
     Seam("3.3", "gemma_rms_norm", "norm:offset_rms_norm", "in blocks whose norm stores 1 less, and at the end",
          EVERY),
@@ -553,13 +557,14 @@ SEAMS = [
     Seam("4.2", "silu", "mlp:silu", "in MLPs with this activation", EVERY),
     Seam("4.3", "gated_mlp", "mlp:GatedMLP.forward", "in every block with a gated MLP", EVERY, gated_mlp),
     Seam("5.1", "inverse_frequencies", "rope:inverse_frequencies", "once per pass of a model with RoPE", EVERY),
-    Seam("5.2", "cos_sin", "rope:cos_sin", "once per pass of a model with RoPE", EVERY, cos_sin),
+    Seam("5.2", "cos_sin", "rope:cos_sin", "once per pass of a model with RoPE", EVERY + ("far",),
+         cos_sin),
     Seam("5.3", "rotate_half", "rope:rotate_half", "in every block with RoPE", EVERY),
     Seam("5.4", "apply_rope", "rope:apply_rope", "in every block with RoPE", EVERY, covers=("5.3",)),
     Seam("5.5", "pairs_to_halves", "gguf_reader:separate_halves",
          "where a GGUF file with interleaved pairs is read, as SmolLM2's is", ("interleaved",)),
-    Seam("6.1", "interpolated_cos_sin", "model:Decoder._cos_sin", "in models with linear scaling", ("linear",),
-         interpolated),
+    Seam("6.1", "interpolated_cos_sin", "model:Decoder._cos_sin", "in models with linear scaling",
+         ("linear", "far"), interpolated),
     Seam("6.2", "dynamic_ntk_frequencies", "rope:dynamic_ntk_frequencies", "in models with dynamic scaling",
          ("dynamic",)),
     Seam("6.3", "llama3_frequencies", "rope:llama3_frequencies", "in models with this scaling", ("llama3",)),
@@ -569,11 +574,12 @@ SEAMS = [
          covers=("1.3", "7.1", "9.4")),
     Seam("7.3", "split_qkv_per_head", "attention:split_qkv_per_head", "in blocks with rows fused per head",
          EVERY),
-    Seam("7.4", "split_qkv_blocks", "attention:split_qkv_blocks", "in blocks with rows fused in blocks", EVERY),
+    Seam("7.4", "split_qkv_blocks", "attention:split_qkv_blocks", "in blocks with rows fused in blocks",
+         EVERY + ("blocks",)),
     Seam("8.1", "repeat_kv", "attention:repeat_kv", "in every block of the eager backend", EVERY),
     Seam("8.3", "grouped_attention", "backends:sdpa_attention", "it is the sdpa backend",
          ("sdpa", "sdpa padded", "sdpa cached"), grouped),
-    Seam("9.1", "causal_mask", "masks:causal_mask", "where a backend gets no mask", ("eager", "sdpa"),
+    Seam("9.1", "causal_mask", "masks:causal_mask", "where a backend gets no mask", ("eager", "chunks"),
          causal_mask),
     Seam("9.2", "sliding_window_mask", "masks:visible", "in layers with a window",
          ("eager", "padded", "cached"), sliding_window),
