@@ -174,7 +174,9 @@ def visible(answer: Callable, package: Callable) -> Callable:
     def adapted(query_positions, key_positions, key_valid=None, window=None) -> Tensor:
         if key_valid is None:
             rows = max(len(query_positions), len(key_positions))
-            key_valid = torch.ones(rows, key_positions.shape[1], dtype=torch.bool, device=key_positions.device)
+            key_valid = torch.ones(
+                rows, key_positions.shape[1], dtype=torch.bool, device=key_positions.device
+            )
         return answer(query_positions, key_positions, key_valid, window)
 
     return adapted
@@ -520,7 +522,9 @@ def accumulate(answer: Callable, package: Callable) -> Callable:
         parts = [rows[first : first + recipe.micro_rows] for first in range(0, len(rows), recipe.micro_rows)]
         means = []
         for part in parts:
-            if part.targets == 0:  # as a constant: the gradient of 0 / 0 would be NaN, whatever it is weighed by
+            if (
+                part.targets == 0
+            ):  # as a constant: the gradient of 0 / 0 would be NaN, whatever it is weighed by
                 means.append(torch.tensor(torch.nan, device=model.device))
                 continue
             with torch.autocast(model.device.type, torch.bfloat16, enabled=recipe.bf16):
@@ -547,7 +551,7 @@ SEAMS = [
          ("ragged",)),
     Seam("2.2", "position_ids_from_mask", "masks:position_ids_from_mask", "where a batch is padded",
          ("padded", "right")),
-    Seam("2.3", "embed", "model:Decoder.embed", "at the entry of the model", EVERY, embed),
+    Seam("2.3", "embed", "model:Decoder.embed", "at the entry of the model", EVERY + ("training",), embed),
     Seam("3.1", "layer_norm", "norm:layer_norm", "in blocks with LayerNorm, and at the end",
          EVERY + ("memory",)),
     Seam("3.2", "rms_norm", "norm:rms_norm", "in blocks with RMSNorm, and at the end", EVERY),
@@ -668,4 +672,6 @@ def find(wanted: str) -> Seam:
     if wanted in NO_PLACE:
         raise ValueError(f"exercise {wanted} has no place in the model: {NO_PLACE[wanted]}")
     known = ", ".join(f"{seam.number} {seam.name}" for seam in SEAMS)
-    raise ValueError(f"there is no exercise {wanted!r} with a place in the model; those that have one: {known}")
+    raise ValueError(
+        f"there is no exercise {wanted!r} with a place in the model; those that have one: {known}"
+    )

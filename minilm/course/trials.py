@@ -27,7 +27,9 @@ from minilm.task import TaskModel
 LENGTH = 17  # tokens of a row; windows and trained lengths of the small models are shorter
 ROWS = 3
 NEW = 6  # tokens that are generated
-ROOM = 8  # a right part may be so many times as far off as the package's own rounding: its sums may be ordered
+ROOM = (
+    8  # a right part may be so many times as far off as the package's own rounding: its sums may be ordered
+)
 # otherwise
 
 Results = list[Tensor]  # floats are compared within the tolerance, integers exactly
@@ -307,10 +309,11 @@ def training(model: CausalLM) -> Results:
     rates = [train.learning_rate(step, recipe) for step in range(recipe.steps)]
     model.zero_grad(set_to_none=True)
     value = train.accumulate(model, rows, recipe)
-    gradient = model.decoder.layers[0].mlp.down_proj.weight.grad.clone()
+    trained = (model.decoder.layers[0].mlp.down_proj, model.decoder.embed_tokens)
+    gradients = [module.weight.grad.clone() for module in trained]
     model.zero_grad(set_to_none=True)
     counted = [rows.input_ids, rows.position_ids, rows.attention_mask]
-    return [*counted, torch.tensor(rates), torch.tensor(value), gradient]
+    return [*counted, torch.tensor(rates), torch.tensor(value), *gradients]
 
 
 @trial("new", "the weights of a new model", models=tuple(
@@ -430,5 +433,3 @@ def compare(found: Results, expected: Expected) -> tuple[float, float]:
     gaps = [distance(*pair) for pair in zip(found, expected.results, strict=True)]
     pairs = list(zip(gaps, expected.tolerances, strict=True))
     return max(pairs, key=lambda pair: pair[0] / pair[1] if pair[1] else float("inf") if pair[0] else 0.0)
-
-
