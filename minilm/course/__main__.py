@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from minilm import command_line
-from minilm.course import sandbox, sources
+from minilm.course import assemble, sandbox, sources
 from minilm.course.worker import Report
 
 app = command_line.make_app("Checks your answers to the exercises, and says what went wrong.")
@@ -74,6 +74,9 @@ def list_exercises() -> None:
         for each in unit.exercises:
             table.add_row(each.number, each.name, str(each.minutes), "●" * each.difficulty)
     console.print(table)
+
+
+app.command(name="assemble")(assemble.command)
 
 
 @app.command()

@@ -1,8 +1,8 @@
-"""Known mistakes that leave a model what it was, and why: the exercise's own check sees them, parity cannot."""
+"""Known mistakes that leave a model what it was, and why. The exercise's own check sees them."""
 
 ROUNDING = (
-    "in fp32 it is right, and in half precision it rounds once more or once less; a right answer may differ by "
-    "rounding as well, so parity allows it"
+    "in fp32 it is right, and in half precision it rounds once more or once less; a right answer may differ "
+    "by rounding as well, so parity allows it"
 )
 LARGE_SCORES = "scores and activations of these models stay far below 88, where exp overflows in fp32"
 EMPTY_ROWS = "only padding sees no key, and what is computed at padding is read by nobody"

@@ -1,4 +1,4 @@
-"""Putting a learner's functions in the place of the package's, for the whole model, and taking them out again."""
+"""Putting a learner's functions in the place of the package's, and taking them out again."""
 
 import contextlib
 import functools
