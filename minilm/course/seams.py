@@ -33,7 +33,7 @@ class Seam:
 
 
 EVERY = ("eager", "padded", "cached")  # what all of a model takes part in
-FLASH = ("flash", "flash cached")
+FLASH = ("flash", "flash padded", "flash cached")
 
 SEAMS = [
     Seam("1.1", "split_heads", "attention:split_heads",
