@@ -35,7 +35,7 @@ class Part:
     """One exercise in the report."""
 
     exercise: Exercise
-    report: Report | None  # None: it has no place in the model, so it was not checked
+    report: Report | None  # None: it was not checked, for it has no place in the model, or no file
     swapped: bool
     calls: int = 0
 
@@ -71,7 +71,7 @@ def assemble(root: Path, folder: Path, seed: int = 0, failed: bool = False, smal
     """
     every = [exercise for unit in sources.units(root) for exercise in unit.exercises]
     placed = {seam.number for seam in seams.SEAMS}
-    checked = [exercise for exercise in every if exercise.number in placed]
+    checked = [each for each in every if each.number in placed and (folder / f"{each.module}.py").is_file()]
     reports = {report.number: report for report in sandbox.run(root, folder, checked, seed)}
     wanted = {"passed", "failed"} if failed else {"passed"}
     parts = [Part(exercise, found := reports.get(exercise.number), bool(found and found.status in wanted))
@@ -133,7 +133,7 @@ def tell(outcome: Outcome, small: bool = False) -> None:
     tell_hidden(outcome.parts)
     for text in outcome.texts:
         verdict = "" if text["same"] else "  [red]the package's own functions write something else[/]"
-        say(f"[bold]{text['model']}[/] {escape(text['prompt'])} [cyan]{escape(text['text'])}[/]{verdict}")
+        say(f"[bold]{text['model']}[/] {escape(text['prompt'])}▸[cyan]{escape(text['text'])}[/]{verdict}")
     if not small and not has_smollm2():
         say("smollm2 takes part once it has been fetched: `python -m minilm fetch smollm2`")
     own = sum(part.swapped for part in outcome.parts)
@@ -160,9 +160,9 @@ def state(part: Part, finished: bool) -> tuple[str, str]:
     """Whose part is in the model, and where it is at work, or why it is not."""
     if part.number in seams.NO_PLACE:
         return "[dim]no place[/]", f"[dim]{seams.NO_PLACE[part.number]}[/]"
-    if part.report is None:
-        return "[dim]no place[/]", "[dim]nothing in the package has a place for it yet[/]"
     where = seams.find(part.number).where
+    if part.report is None:
+        return "the package's", f"{part.exercise.module}.py is missing"
     if not part.swapped:
         return "the package's", f"yours {STATUS[part.report.status]}"
     if part.report.status != "passed":

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minilm import card, checkpoint, parity
+from minilm import card, checkpoint, flash, parity
 from minilm.course import seams, sources, trials
 from minilm.course.swap import swap
 from minilm.course.worker import limit_memory
@@ -195,6 +195,7 @@ def try_trained(assembly: Assembly, source: str, names: tuple[str, ...]) -> None
     for dtype_name, dtype in parity.DTYPES.items():
         assembly.write({"kind": "doing", "what": f"{source}: loading"})
         model = checkpoint.load(source, dtype=dtype)
+        model.sample = torch.tensor(load_tokenizer(source).encode(flash.__doc__))
         if {"14.1", "14.2"} & set(assembly.rounds[0]):
             load_again(assembly, source, model, dtype_name)
         try_model(assembly, source, model, names, dtype_name)

@@ -5,6 +5,7 @@ import functools
 import importlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from minilm import compiled
@@ -30,12 +31,12 @@ def swap(answers: Mapping[str, Callable | type]) -> Iterator[dict[str, int]]:
     with contextlib.ExitStack() as undo:
         undo.callback(compiled.forget)  # what was compiled holds the functions that it was made of
         for seam, answer in ordered:
-            put(seam, counted(seam, answer, calls), undo)
+            put(seam, Counted(seam, answer, calls), undo)
         compiled.forget()
         yield calls
 
 
-def put(seam: Seam, answer: Callable | type, undo: contextlib.ExitStack) -> None:
+def put(seam: Seam, answer: Callable, undo: contextlib.ExitStack) -> None:
     """Put one answer in its place, and everywhere where another module has imported what stood there."""
     module_name, _, path = seam.target.partition(":")
     # From sys.modules: as an attribute of the package, minilm.generate is the function of that name.
@@ -64,26 +65,35 @@ def imported_modules() -> list[Any]:
             if module is not None and name.partition(".")[0] == "minilm"]  # fmt: skip
 
 
-def counted(seam: Seam, answer: Callable | type, calls: dict[str, int]) -> Callable:
-    """The answer, counting its calls (of a cache: its updates); its errors say whose they are."""
+@dataclass
+class Counted:
+    """An answer that counts its calls (of a cache: its updates), and whose errors say whose they are."""
 
-    def guarded(function: Callable, *args: Any, **settings: Any) -> Any:
+    seam: Seam
+    answer: Callable | type
+    calls: dict[str, int]
+
+    def __call__(self, *args: Any, **settings: Any) -> Any:
+        if isinstance(self.answer, type):
+            return CountedCache(self, self.guarded(self.answer, *args))
+        self.calls[self.seam.number] += 1
+        return self.guarded(self.answer, *args, **settings)
+
+    def guarded(self, function: Callable, *args: Any, **settings: Any) -> Any:
         try:
             return function(*args, **settings)
         except Exception as error:
-            error.add_note(f"raised in your {seam.name} (exercise {seam.number})")
+            error.add_note(f"raised in your {self.seam.name} (exercise {self.seam.number})")
             raise
 
-    class Counted:
-        def __init__(self, *args: Any):
-            self.inner = guarded(answer, *args)
 
-        def update(self, *args: Any) -> Any:
-            calls[seam.number] += 1
-            return guarded(self.inner.update, *args)
+@dataclass
+class CountedCache:
+    """A cache that an answer has made."""
 
-    def function(*args: Any, **settings: Any) -> Any:
-        calls[seam.number] += 1
-        return guarded(answer, *args, **settings)
+    counted: Counted
+    held: Any
 
-    return Counted if isinstance(answer, type) else function
+    def update(self, *args: Any) -> Any:
+        self.counted.calls[self.counted.seam.number] += 1
+        return self.counted.guarded(self.held.update, *args)

@@ -111,9 +111,12 @@ def random_model(name: str, dtype: torch.dtype = torch.float32, task: str = "cau
 # Logits
 
 
-def text(model: TaskModel, rows: int = ROWS, length: int = LENGTH, seed: int = 0) -> Tensor:
-    """Random tokens."""
-    return parity.make_batch(model.config.vocab_size, "none", length, rows, seed).input_ids
+def text(model: TaskModel, rows: int = ROWS, length: int = LENGTH) -> Tensor:
+    """Random tokens; for a trained model pieces of its `sample`, a text that it can make something of."""
+    sample = getattr(model, "sample", None)
+    if sample is None:
+        return parity.make_batch(model.config.vocab_size, "none", length, rows).input_ids
+    return sample.repeat(-(-rows * length // len(sample)))[: rows * length].view(rows, length)
 
 
 @torch.no_grad()
@@ -122,6 +125,7 @@ def logits(backend: str, padding: str, caching: str) -> Callable[[TaskModel], Re
 
     def run(model: TaskModel) -> Results:
         batch = parity.make_batch(model.config.vocab_size, padding, LENGTH, ROWS)
+        batch.input_ids[:] = text(model)
         batch.input_ids[:, -2] = 0  # a token like any other
         before, model.backend = model.backend, backend
         try:
