@@ -221,7 +221,7 @@ def drawn(**settings: Any) -> Callable[[CausalLM], Results]:
     """Tokens drawn at random, the same draws each time."""
 
     def run(model: CausalLM) -> Results:
-        draw, prompt = torch.Generator().manual_seed(3), text(model, 8, 5).repeat(1, 2)
+        draw, prompt = torch.Generator().manual_seed(3), text(model, 8, 25).repeat(1, 2)
         sampled = {"do_sample": True, "max_new_tokens": NEW, "eos_token_id": [], "generator": draw}
         return [generate(model, prompt, **sampled, **settings)]
 
@@ -230,7 +230,7 @@ def drawn(**settings: Any) -> Callable[[CausalLM], Results]:
 
 trial("top_k", "drawn from the best few", **FP32)(drawn(top_k=4, temperature=2.0))
 trial("top_p", "drawn from the likeliest", **FP32)(drawn(top_p=0.7, temperature=1.5))
-trial("penalty", "drawn, repetition made dear", **FP32)(drawn(repetition_penalty=1.7))
+trial("penalty", "drawn, repetition made dear", **FP32)(drawn(repetition_penalty=3.0, temperature=2.0))
 
 
 def beams(kind: str) -> Callable[[CausalLM], Results]:
@@ -372,6 +372,9 @@ def divergence(model: CausalLM) -> Results:
     spoiled["layers.0.stream"] = after["layers.0.stream"].clone()
     spoiled["layers.0.stream"][0, -1, 0] = torch.nan
     found.append(parity.first_divergence(spoiled, before, 0.0))
+    spoiled["layers.0.stream"] = before["layers.0.stream"].clone()
+    spoiled["layers.0.stream"][0, -1, 0] -= 1.0
+    found.append(parity.first_divergence(spoiled, before, 1e-3))
     found.append(parity.first_divergence(before, dict(before), 0.0))
     names = ["" if each is None else each.name for each in found]
     return [torch.tensor([zlib.crc32(name.encode()) for name in names])]

@@ -5,6 +5,7 @@ import math
 import sys
 from pathlib import Path
 
+import jaxtyping
 import pytest
 import torch
 
@@ -18,6 +19,14 @@ EXERCISES = {each.number: each for unit in sources.units(ROOT) for each in unit.
 SMALL = (*FAMILIES, *trials.VARIANTS)
 FP32, BF16 = torch.float32, torch.bfloat16
 HALF_PRECISION = ("cached", "flash cached", "loss")  # of all models; enough to meet every part in bf16
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _unchecked_annotations():
+    """The package's own tests check them; here they would take most of the time."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @functools.cache
@@ -140,7 +149,7 @@ def plan(seam: seams.Seam) -> list[tuple[str, str, torch.dtype]]:
         each = trials.TRIALS[trial_name]
         names = [name for name in each.models or FAMILIES if is_called(seam.number, trial_name, name)]
         windows = [name for name in names[2:] if trials.structure(name).layer_windows]
-        found += [(trial_name, name, each.dtypes[0]) for name in names[:2] + windows[:1]]
+        found += [(trial_name, name, each.dtypes[0]) for name in names[:2] + windows[-1:]]
         found += [(trial_name, name, dtype) for name in names[:1] for dtype in each.dtypes[1:]]
     return sorted(found, key=lambda one: one[2] == BF16)
 
