@@ -8,7 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ SHIPPED = (
 )  # fmt: skip
 QUESTION = "What is the capital of France? Answer in one sentence."
 NEW_TOKENS = 24
-ANALYSED = 3  # failures that are looked into; the first ones tell most
+ANALYSED = 5  # causes that are looked for; the first ones tell most
 
 
 @dataclass
@@ -45,7 +45,7 @@ class Assembly:
     rounds: list[Parts]
     write: Callable[[dict], None]
     calls: dict[str, int]
-    analysed: int = 0
+    causes: list[list[str]] = field(default_factory=list)  # of the failures that were looked into
 
     def run(self, parts: Parts, act: Callable[[], Any]) -> Any:
         """Do something with the parts swapped in, and count their calls."""
@@ -106,9 +106,8 @@ def look_into(
     assembly: Assembly, name: str, model: TaskModel, trial_name: str, dtype: str, parts: Parts, expected
 ) -> None:
     """Which part fails alone, and which operation is the first that comes out otherwise."""
-    if assembly.analysed == ANALYSED:
+    if len(assembly.causes) == ANALYSED:
         return
-    assembly.analysed += 1
     assembly.write({"kind": "doing", "what": f"{name}, {dtype}: looking for the part that fails"})
     each, alone = trials.TRIALS[trial_name], []
     for number in parts:
@@ -121,6 +120,9 @@ def look_into(
             difference, allowed = float("inf"), 0.0
         if difference > allowed:
             alone.append(number)
+    if alone in assembly.causes:  # told already
+        return
+    assembly.causes.append(alone)
     line = {"kind": "failure", "model": name, "dtype": dtype, "trial": trial_name, "alone": alone}
     if isinstance(model, CausalLM) and model.family is not None:
         try:
