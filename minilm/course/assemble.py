@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from minilm import checkpoint
 from minilm.course import hidden, sandbox, seams, sources
-from minilm.course.assembly import has_smollm2
 from minilm.course.sandbox import Limits
 from minilm.course.spec import Exercise
 from minilm.course.worker import Report
@@ -61,6 +61,11 @@ class Outcome:
             not text["same"] for text in self.texts
         )
         return different or self.accident is not None or not any(part.swapped for part in self.parts)
+
+
+def has_smollm2() -> bool:
+    """Whether it has been fetched."""
+    return (checkpoint.cache_dir() / "smollm2" / "config.json").is_file()
 
 
 def assemble(root: Path, folder: Path, seed: int = 0, failed: bool = False, small: bool = False) -> Outcome:

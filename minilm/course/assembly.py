@@ -17,6 +17,7 @@ from torch import Tensor
 
 from minilm import card, checkpoint, flash, parity
 from minilm.course import seams, sources, trials
+from minilm.course.assemble import has_smollm2
 from minilm.course.swap import swap
 from minilm.course.worker import limit_memory
 from minilm.families import FAMILIES
@@ -239,11 +240,6 @@ def write_text(assembly: Assembly, source: str) -> None:
     except Exception as error:
         line |= {"text": in_words(error), "same": False}
     assembly.write(line)
-
-
-def has_smollm2() -> bool:
-    """Whether it has been fetched."""
-    return (checkpoint.cache_dir() / "smollm2" / "config.json").is_file()
 
 
 def load_parts(root: Path, folder: Path, numbers: list[str]) -> Parts:
