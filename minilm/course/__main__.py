@@ -1,4 +1,4 @@
-"""The runner: python -m minilm.course status | check | hint | solution | reset | watch | assemble | list …."""
+"""The runner: python -m minilm.course status | check | hint | solution | reset | watch | assemble | …."""
 
 import time
 from pathlib import Path
