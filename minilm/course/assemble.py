@@ -73,7 +73,10 @@ def assemble(root: Path, folder: Path, seed: int = 0, failed: bool = False, smal
 
     failed: swap in what fails its check as well, to see what it does to a model.
     small:  use small random models alone, and write no text.
+    Raises: ValueError where there is no such folder.
     """
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder; give the one that holds the answers, such as exercises")
     every = [exercise for unit in sources.units(root) for exercise in unit.exercises]
     placed = {seam.number for seam in seams.SEAMS}
     checked = [each for each in every if each.number in placed and (folder / f"{each.module}.py").is_file()]

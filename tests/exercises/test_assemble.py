@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 EXERCISES = {each.number: each for unit in sources.units(ROOT) for each in unit.exercises}
 SMALL = (*FAMILIES, *trials.VARIANTS)
 FP32, BF16 = torch.float32, torch.bfloat16
-HALF_PRECISION = ("cached", "flash cached", "loss")  # of all models; enough to meet every part in bf16
+HALF_PRECISION = ("cached", "flash cached")  # of all models; enough to meet nearly every part in bf16
 
 
 @pytest.fixture(scope="module", autouse=True)
