@@ -42,22 +42,24 @@ def _run_worker(
     root: Path, folder: Path, exercises: list[Exercise], seed: int, limits: Limits
 ) -> tuple[list[Report], str | None]:
     """The reports of one worker, and what ended it early."""
+    numbers = [exercise.number for exercise in exercises]
+    lines, ended = run_module("minilm.course.worker", root, [root, folder, seed, RESULTS, *numbers], limits)
+    reports = [Report(**line) for line in lines]
+    return reports, None if len(reports) == len(exercises) else ended
+
+
+RESULTS = "RESULTS"  # among a module's arguments: the file that it writes a line of JSON to for each result
+
+
+def run_module(module: str, root: Path, arguments: list, limits: Limits) -> tuple[list[dict], str]:
+    """Run a module that runs a learner's code: what it wrote, and in a sentence what ended it."""
     with tempfile.TemporaryDirectory() as temporary:
         results, printed = Path(temporary, "results"), Path(temporary, "printed")
         results.touch()
-        numbers = [exercise.number for exercise in exercises]
-        command = [
-            sys.executable,
-            "-m",
-            "minilm.course.worker",
-            str(root),
-            str(folder),
-            str(seed),
-            str(results),
-        ]
+        arguments = [str(results if argument is RESULTS else argument) for argument in arguments]
         with open(printed, "wb") as output:
             process = subprocess.Popen(
-                [*command, *numbers],
+                [sys.executable, "-m", module, *arguments],
                 cwd=root,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -67,13 +69,9 @@ def _run_worker(
             )
         ended = _wait(process, results, printed, limits)
         _kill(process)
-        reports = [Report(**json.loads(line)) for line in results.read_text().splitlines()]
-        if len(reports) == len(exercises):
-            return reports, None
-        return (
-            reports,
-            ended or f"your code ended the process (code {process.returncode}): {_last_line(printed)}",
-        )
+        lines = [json.loads(line) for line in results.read_text().splitlines()]
+        code = process.returncode
+        return lines, ended or f"your code ended the process (code {code}): {_last_line(printed)}"
 
 
 def _wait(process: subprocess.Popen, results: Path, printed: Path, limits: Limits) -> str | None:
