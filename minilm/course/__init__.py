@@ -4,5 +4,6 @@ In a notebook: `from minilm import course`, then `course.check("5.4")`, `course.
 """
 
 from minilm.course.api import check, hint, reset, solution
+from minilm.course.swapping import swap
 
-__all__ = ["check", "hint", "reset", "solution"]
+__all__ = ["check", "hint", "reset", "solution", "swap"]

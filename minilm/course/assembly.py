@@ -18,7 +18,7 @@ from torch import Tensor
 from minilm import card, checkpoint, flash, parity
 from minilm.course import seams, sources, trials
 from minilm.course.assemble import has_smollm2
-from minilm.course.swap import swap
+from minilm.course.swapping import swap
 from minilm.course.worker import limit_memory
 from minilm.families import FAMILIES
 from minilm.generate import generate

@@ -11,7 +11,7 @@ import torch
 
 from minilm import attention, checkpoint, compiled, cross_attention, generate, norm
 from minilm.course import assemble, assembly, hidden, sandbox, seams, sources, trials
-from minilm.course.swap import swap
+from minilm.course.swapping import swap
 from minilm.families import FAMILIES
 
 ROOT = Path(__file__).parents[2]

@@ -72,10 +72,14 @@ def test_the_command_names_the_mistake_first(tmp_path):
     tiled = text.replace('raise NotImplementedError("exercise 8.1")', "return x.repeat(1, groups, 1, 1)")
     (tmp_path / "ex08_grouped_queries.py").write_text(tiled)
     ended = command("check", "8", "--folder", str(tmp_path), "--seed", "3")
-    assert ended.returncode == 1 and "0 of 3 right, with the inputs of --seed 3" in ended.stdout, ended
-    assert ended.stdout.startswith("8.1 repeat_kv: failed\n    Your heads are tiled, not repeated"), ended
-    assert "8.2 kv_cache_bytes: unsolved" in ended.stdout
-    ended = command("check", "8", "--folder", "solutions")
+    assert ended.returncode == 1 and "0 of 3 right, with the inputs of seed 3" in ended.stdout, ended
+    title = "✘ 8.1 repeat_kv: not right yet\n    Your heads are tiled, not repeated"
+    assert ended.stdout.startswith(title), ended
+    assert "○ 8.2 kv_cache_bytes: not begun" in ended.stdout
+    (tmp_path / "ex08_grouped_queries.py").write_text(
+        (ROOT / "solutions" / "ex08_grouped_queries.py").read_text()
+    )
+    ended = command("check", "8", "--folder", str(tmp_path))
     assert ended.returncode == 0 and "3 of 3 right" in ended.stdout, ended
 
 
