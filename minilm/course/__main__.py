@@ -1,4 +1,4 @@
-"""The runner: python -m minilm.course check | hint | list | build."""
+"""The runner: python -m minilm.course check | hint | list | grade | build."""
 
 import secrets
 from pathlib import Path
@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from minilm import command_line
-from minilm.course import sandbox, sources
+from minilm.course import grade, sandbox, sources
 from minilm.course.worker import Report
 
 app = command_line.make_app("Checks your answers to the exercises, and says what went wrong.")
@@ -83,6 +83,9 @@ def build() -> None:
     console.print(
         f"written: {', '.join(path.name for path in written) or 'nothing had changed'}", highlight=False
     )
+
+
+app.command("grade")(grade.command)
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,26 +25,49 @@ class Limits:
     output_bytes: int = 64 * 1024
 
 
+class Stopped(Exception):
+    """The caller wanted an end before all was judged."""
+
+
 def run(
-    root: Path, folder: Path, exercises: list[Exercise], seed: int, limits: Limits | None = None
+    root: Path,
+    folder: Path,
+    exercises: list[Exercise],
+    seed: int,
+    limits: Limits | None = None,
+    workspace: Path | None = None,
+    stop: threading.Event | None = None,
 ) -> list[Report]:
-    """Check exercises in a process of their own; after an accident the rest goes on in another one."""
+    """Check exercises in a process of their own; after an accident the rest goes on in another one.
+
+    workspace: the folder that the code runs in, and the only one in which it may change files (see guard);
+               None lets it run in root, with all that the user may do.
+    stop:      ends the process when it is set.
+    Raises:    Stopped if stop was set.
+    """
     limits, reports, remaining = limits or Limits(), [], list(exercises)
+    root, folder, stop = root.resolve(), folder.resolve(), stop or threading.Event()
     while remaining:
-        done, accident = _run_worker(root, folder, remaining, seed, limits)
+        done, accident, seconds = _run_worker(root, folder, remaining, seed, limits, workspace, stop)
         reports += done
         remaining = remaining[len(done) :]
         if remaining and accident is not None:
             failed = remaining.pop(0)
-            reports.append(Report(failed.number, failed.name, "failed", [accident]))
+            reports.append(Report(failed.number, failed.name, "failed", [accident], seconds=seconds))
     return reports
 
 
 def _run_worker(
-    root: Path, folder: Path, exercises: list[Exercise], seed: int, limits: Limits
-) -> tuple[list[Report], str | None]:
-    """The reports of one worker, and what ended it early."""
-    with tempfile.TemporaryDirectory() as temporary:
+    root: Path,
+    folder: Path,
+    exercises: list[Exercise],
+    seed: int,
+    limits: Limits,
+    workspace: Path | None,
+    stop: threading.Event,
+) -> tuple[list[Report], str | None, float]:
+    """The reports of one worker, what ended it early, and for how long it ran without reporting."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
         results, printed = Path(temporary, "results"), Path(temporary, "printed")
         results.touch()
         numbers = [exercise.number for exercise in exercises]
@@ -59,37 +83,61 @@ def _run_worker(
         with open(printed, "wb") as output:
             process = subprocess.Popen(
                 [*command, *numbers],
-                cwd=root,
+                cwd=workspace or root,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, "MINILM_COURSE_MEMORY": str(limits.memory_bytes)},
+                env=_environment(root, folder, limits, workspace),
                 start_new_session=True,  # so that children of the learner's code end with it
             )
-        ended = _wait(process, results, printed, limits)
-        _kill(process)
-        reports = [Report(**json.loads(line)) for line in results.read_text().splitlines()]
+        try:
+            ended, seconds = _wait(process, results, printed, limits, stop)
+        finally:
+            _kill(process)
+        whole_lines = _read(results).rpartition(b"\n")[0].splitlines()
+        reports = [Report(**json.loads(line)) for line in whole_lines]
         if len(reports) == len(exercises):
-            return reports, None
-        return (
-            reports,
-            ended or f"your code ended the process (code {process.returncode}): {_last_line(printed)}",
-        )
+            return reports, None, seconds
+        ended = ended or f"your code ended the process (code {process.returncode}): {_last_line(printed)}"
+        return reports, ended, seconds
 
 
-def _wait(process: subprocess.Popen, results: Path, printed: Path, limits: Limits) -> str | None:
-    """Wait for the worker; the clock starts anew with each exercise that it has judged."""
+def _environment(root: Path, folder: Path, limits: Limits, workspace: Path | None) -> dict[str, str]:
+    """The variables that the worker sees: its limits, where it may write, where imports are looked for."""
+    variables = {**os.environ, "MINILM_COURSE_MEMORY": str(limits.memory_bytes)}
+    if workspace is not None:
+        variables["MINILM_COURSE_WORKSPACE"] = str(workspace)
+        variables |= dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(workspace))
+        # Outside of root, too, files of exercises may import each other, and this package is found.
+        variables["PYTHONPATH"] = os.pathsep.join([str(folder.parent), str(root)])
+    return variables
+
+
+def _wait(
+    process: subprocess.Popen, results: Path, printed: Path, limits: Limits, stop: threading.Event
+) -> tuple[str | None, float]:
+    """Wait for the worker: why it has to be stopped, and the time since its last result.
+
+    The clock starts anew with each exercise that it has judged.
+    """
     judged, started = -1, time.monotonic()
     while process.poll() is None:
-        lines = results.read_bytes().count(b"\n")
+        lines = _read(results).count(b"\n")
         if lines != judged:
             judged, started = lines, time.monotonic()
-        if time.monotonic() - started > limits.seconds:
-            return f"your code ran for more than {limits.seconds:g} s and was stopped; does a loop never end?"
-        if printed.stat().st_size > limits.output_bytes:
-            return f"your code printed more than {limits.output_bytes // 1024} KB and was stopped"
+        passed = time.monotonic() - started
+        if passed > limits.seconds:
+            sentence = (
+                f"your code ran for more than {limits.seconds:g} s and was stopped; does a loop never end?"
+            )
+            return sentence, round(passed, 3)
+        if len(_read(printed)) > limits.output_bytes:
+            sentence = f"your code printed more than {limits.output_bytes // 1024} KB and was stopped"
+            return sentence, round(passed, 3)
+        if stop.is_set():
+            raise Stopped
         time.sleep(0.02)
-    return None
+    return None, round(time.monotonic() - started, 3)
 
 
 def _kill(process: subprocess.Popen) -> None:
@@ -102,6 +150,13 @@ def _kill(process: subprocess.Popen) -> None:
     process.wait()
 
 
+def _read(path: Path) -> bytes:
+    """What stands in a file; nothing where the learner's code has removed it."""
+    with contextlib.suppress(FileNotFoundError):
+        return path.read_bytes()
+    return b""
+
+
 def _last_line(printed: Path) -> str:
-    lines = printed.read_text(errors="replace").strip().splitlines()
+    lines = _read(printed).decode(errors="replace").strip().splitlines()
     return lines[-1][:300] if lines else "it printed nothing"

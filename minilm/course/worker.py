@@ -8,14 +8,18 @@ import ast
 import json
 import os
 import sys
+import threading
+import time
 import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
-from minilm.course import sources
+from minilm.course import guard, sources
 from minilm.course.judge import Verdict, judge
+
+SENTENCE = 2000  # letters of one: an error message may be as long as a learner's tensor
 
 
 @dataclass
@@ -27,6 +31,7 @@ class Report:
     status: str  # "passed", "failed", "unsolved" or "broken": the file itself cannot be run
     sentences: list[str]
     mistake: dict[str, str] | None = None
+    seconds: float = 0.0  # that judging took
 
 
 def report(verdict: Verdict) -> Report:
@@ -35,7 +40,8 @@ def report(verdict: Verdict) -> Report:
     found = verdict.mistake
     named = found and {key: getattr(found, key) for key in ("name", "meaning", "consequence", "read")}
     sentences = [
-        f"{each.label}: {each.sentence}" if each.label else each.sentence for each in verdict.failures
+        (f"{each.label}: {each.sentence}" if each.label else each.sentence)[:SENTENCE]
+        for each in verdict.failures
     ]
     return Report(verdict.number, verdict.name, status, sentences, named)
 
@@ -96,14 +102,28 @@ def limit_memory(extra_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (mapped + extra_bytes, resource.RLIM_INFINITY))
 
 
+def end_with(parent: int) -> None:
+    """End this process soon after the runner that started it, whatever the learner's code is doing."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
 def main() -> None:
     root, folder, seed, results, *numbers = sys.argv[1:]
     torch.set_num_threads(1)
+    threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
     limit_memory(int(os.environ["MINILM_COURSE_MEMORY"]))
-    for number in numbers:
-        line = json.dumps(asdict(check(Path(root), Path(folder), number, int(seed))))
-        with open(results, "a") as file:
-            file.write(line + "\n")
+    with open(results, "a") as file:
+        if workspace := os.environ.get("MINILM_COURSE_WORKSPACE"):
+            guard.confine(Path(workspace))
+        for number in numbers:
+            started = time.perf_counter()
+            found = check(Path(root), Path(folder), number, int(seed))
+            found.seconds = round(time.perf_counter() - started, 3)
+            file.write(json.dumps(asdict(found)) + "\n")
+            file.flush()
+    os._exit(0)  # what the learner's code left behind, such as a thread, is not waited for
 
 
 if __name__ == "__main__":
