@@ -4,14 +4,17 @@ What was judged is kept in one file per submission and unit, so that a grading t
 it stopped, and the next one judges only what has changed.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 import secrets
+import shutil
 import signal
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -30,6 +33,7 @@ from minilm.course.worker import Report
 
 FIRST_SEED = 1_000_000  # the tests and `check` use smaller ones, which learners see
 TEXT_LENGTH = 300  # of a sentence in the tables: an error message may be as long as a learner's tensor
+COPIES = "minilm-grade-"  # how the temporary folders are called that submissions run in
 console = Console()
 
 
@@ -131,7 +135,7 @@ def run(
     grading: Grading, submission: Submission, unit: list[Exercise], stop: threading.Event
 ) -> list[Report]:
     """Judge answers in a copy of the submission, which disappears afterwards."""
-    with tempfile.TemporaryDirectory(prefix="minilm-grade-", ignore_cleanup_errors=True) as temporary:
+    with tempfile.TemporaryDirectory(prefix=COPIES, ignore_cleanup_errors=True) as temporary:
         folder, workspace = Path(temporary, "exercises"), Path(temporary, "workspace")
         submission.write(folder)
         workspace.mkdir()
@@ -142,6 +146,14 @@ def run(
         here = str(Path(temporary).resolve()) + os.sep  # another one each time
         report.sentences = [readable(each.replace(here, "")) for each in report.sentences[:10]]
     return reports
+
+
+def remove_old_copies() -> None:
+    """Remove what a grading left that was killed: copies of submissions that are older than a day."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{COPIES}*"):
+        with contextlib.suppress(FileNotFoundError):  # another grading removes it, too
+            if time.time() - folder.stat().st_mtime > 24 * 3600:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def readable(sentence: str) -> str:
@@ -252,6 +264,7 @@ def command(
     for name in ignored:
         console.print(f"ignored: {name}, which is no folder and no zip file", highlight=False, markup=False)
     out.mkdir(parents=True, exist_ok=True)
+    remove_old_copies()
     limits = sandbox.Limits(seconds, int(memory * 2**30))
     grading = Grading(root, out, choose_seed(seed, out), limits, jobs or cores())
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that being ended cleans up like Ctrl-C

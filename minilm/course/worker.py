@@ -56,7 +56,8 @@ def check(root: Path, folder: Path, number: str, seed: int) -> Report:
     try:
         module = sources.load_file(file, f"learner_{exercise.module}")
     except BaseException as error:  # a file may even exit while it is imported
-        place = traceback.extract_tb(error.__traceback__)[-1]
+        places = traceback.extract_tb(error.__traceback__)
+        place = next((each for each in reversed(places) if each.filename == str(file)), places[-1])
         line = error.lineno if isinstance(error, SyntaxError) else place.lineno
         sentence = f"{file.name}, line {line}: {type(error).__name__}: {error}"
         return Report(number, exercise.name, "broken", [sentence])
