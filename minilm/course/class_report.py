@@ -52,7 +52,7 @@ def files(rows: list[Row], problems: dict[str, str], seed: int) -> dict[str, str
 
 def as_csv(header: list[str], lines: Iterable[list]) -> str:
     text = io.StringIO()
-    writer = csv.writer(text)
+    writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
     writer.writerows(lines)
     return text.getvalue()

@@ -1,6 +1,8 @@
 """How two values differ, in words that point to the cause."""
 
+import itertools
 from collections.abc import Callable, Iterator
+from math import isinf, isnan
 from typing import Any
 
 import torch
@@ -38,7 +40,7 @@ def detach(value: Any) -> Any:
 
 def size(tensor: Tensor) -> float:
     """The largest finite number in a tensor, by absolute value."""
-    finite = tensor[tensor.isfinite()].abs()
+    finite = tensor[tensor.isfinite()].double().abs()
     return finite.max().item() if finite.numel() else 0.0
 
 
@@ -53,25 +55,44 @@ def describe(found: Any, expected: Any, allowed: float, what: str = "the result"
     if isinstance(expected, dict):
         return describe_dict(found, expected, allowed, what)
     if isinstance(expected, (tuple, list)):
-        if not isinstance(found, (tuple, list)) or len(found) != len(expected):
-            got = f"{len(found)} values" if isinstance(found, (tuple, list)) else type(found).__name__
-            return f"{what} should be {len(expected)} values, and is {got}"
-        parts = (
-            describe(one, other, allowed, f"value {index + 1} of {what}" if what == "the result" else what)
-            for index, (one, other) in enumerate(zip(found, expected, strict=True))
-        )
-        return next((sentence for sentence in parts if sentence is not None), None)
+        return describe_sequence(found, expected, allowed, what)
     if isinstance(expected, Tensor):
         return describe_tensor(found, expected, allowed, what)
     if isinstance(expected, float) and isinstance(found, (int, float, Tensor)):
-        return None if abs(float(found) - expected) <= max(allowed, 1e-9 * abs(expected)) else (
-            f"{what} is {float(found):.6g}, expected {expected:.6g}"
-        )  # fmt: skip
+        number = float(found)
+        near = abs(number - expected) <= max(allowed, 1e-9 * abs(expected)) and not isinf(expected)
+        if near or number == expected or (isnan(number) and isnan(expected)):
+            return None
+        return f"{what} is {number:.6g}, expected {expected:.6g}"
     if type(found) is type(expected) and found == expected:
         return None
     kinds = "" if type(found) is type(expected) else f" ({type(expected).__name__})"
     got = f"a tensor of shape {list(found.shape)}" if isinstance(found, Tensor) else f"{found!r}"
     return f"{what} is {got}{kinds and f' ({type(found).__name__})'}, expected {expected!r}{kinds}"
+
+
+def describe_sequence(found: Any, expected: tuple | list, allowed: float, what: str) -> str | None:
+    """Another number of values, or the first one that is wrong; short lists of numbers and words whole."""
+    short = len(expected) <= 12 and all(isinstance(leaf, (int, float, str)) for leaf in leaves(expected))
+    if not isinstance(found, (tuple, list)) or len(found) != len(expected):
+        kind = f"a {type(expected).__name__} of {len(expected)}"
+        got = f"one of {len(found)}" if isinstance(found, (tuple, list)) else f"a {type(found).__name__}"
+        shown = f": {expected!r} was expected, not {found!r}"[:300] if short else ""
+        return f"{what} should be {kind}, and is {got}{shown}"
+    name = "result" if what == "the result" else what
+    parts = (
+        describe(one, other, allowed, f"{name}[{index}]")
+        for index, (one, other) in enumerate(zip(found, expected, strict=True))
+    )
+    wrong = next((sentence for sentence in parts if sentence is not None), None)
+    if wrong and len(expected) <= 4:
+        for i, j in itertools.combinations(range(len(expected)), 2):
+            swapped = list(found)
+            swapped[i], swapped[j] = swapped[j], swapped[i]
+            matches = zip(swapped, expected, strict=True)
+            if all(describe(one, other, allowed) is None for one, other in matches):
+                return f"{what} has its values {i + 1} and {j + 1} exchanged"
+    return f"{what} is {found!r}, expected {expected!r}"[:300] if wrong and short else wrong
 
 
 def describe_dict(found: Any, expected: dict, allowed: float, what: str) -> str | None:
@@ -90,7 +111,8 @@ def describe_dict(found: Any, expected: dict, allowed: float, what: str) -> str 
 def describe_tensor(found: Any, expected: Tensor, allowed: float, what: str) -> str | None:
     """The first of these that is true: no tensor, another shape, another dtype, NaN, other values."""
     if not isinstance(found, Tensor):
-        return f"{what} should be a tensor, and is {type(found).__name__}"
+        hint = "; is there a return at the end?" if found is None else ""
+        return f"{what} should be a tensor, and is {'None' if found is None else type(found).__name__}{hint}"
     if found.shape != expected.shape:
         turned = " (transposed?)" if sorted(found.shape) == sorted(expected.shape) else ""
         return f"{what} has shape {list(found.shape)}, expected {list(expected.shape)}{turned}"
@@ -99,6 +121,8 @@ def describe_tensor(found: Any, expected: Tensor, allowed: float, what: str) -> 
     apart = differs(found, expected, allowed)
     if not apart.any():
         return None
+    if expected.dtype == torch.bool:
+        return f"{what} {explain_booleans(found, expected)}"
     return f"{what} {explain(found, expected, apart, allowed)}"
 
 
@@ -116,18 +140,45 @@ def explain(found: Tensor, expected: Tensor, apart: Tensor, allowed: float) -> s
     """Where and how: NaN, one factor, a sign, another order of an axis, a shift; else how many places."""
     if found.is_floating_point() and (found.isnan() & ~expected.isnan()).any():
         return f"is NaN {where(found.isnan() & ~expected.isnan())}"
-    if found.is_floating_point() and (found.isinf() & expected.isfinite()).any():
-        return f"is infinite {where(found.isinf() & expected.isfinite())}"
+    infinite = found.isinf() | expected.isinf() if found.is_floating_point() else torch.zeros(())
+    if infinite.any() and not torch.equal(found.isinf(), expected.isinf()):
+        gone, new = expected.isinf() & ~found.isinf(), found.isinf() & ~expected.isinf()
+        parts = [f"a number at {int(gone.sum())} places where {expected[gone][0].item()} is expected"] * bool(
+            gone.any()
+        )
+        parts += [f"{found[new][0].item()} at {int(new.sum())} places where a number is expected"] * bool(
+            new.any()
+        )
+        return f"is {' and '.join(parts)} (of {found.numel()})"
     pattern = next((text for text in patterns(found, expected, allowed) if text), None)
     if pattern is not None:
         return pattern
-    distance = (found.double() - expected.double()).abs()
+    distance = (found.double() - expected.double()).abs().nan_to_num(0.0)  # two equal infinities
     worst = torch.unravel_index((distance * apart).argmax(), distance.shape)
     place = [int(index) for index in worst]
     return (
         f"differs {where(apart)}; most at {place}: {found[tuple(place)].item():.6g} instead of "
         f"{expected[tuple(place)].item():.6g}"
     )
+
+
+def explain_booleans(found: Tensor, expected: Tensor) -> str:
+    """Everything reversed or shifted; else how many places are True that should not be, and the reverse."""
+    if torch.equal(found, ~expected):
+        return "has True and False exchanged everywhere"
+    for axis in range(expected.ndim):
+        for step in (1, -1) if expected.shape[axis] > 2 else ():
+            inner = torch.arange(1, expected.shape[axis] - 1)  # what is rolled in at the ends tells nothing
+            moved = found.roll(step, axis).index_select(axis, inner)
+            if torch.equal(moved, expected.index_select(axis, inner)) and expected.any() != expected.all():
+                return f"is shifted by {-step} along axis {axis}"
+    parts = []
+    for value in (False, True):
+        wrong = (found == value) & (expected != value)
+        if wrong.any():
+            first = wrong.nonzero()[0].tolist()
+            parts.append(f"{value} where {not value} is expected {where(wrong)}, first at {first}")
+    return "is " + "; and ".join(parts)
 
 
 def patterns(found: Tensor, expected: Tensor, allowed: float) -> Iterator[str | None]:
@@ -140,7 +191,8 @@ def patterns(found: Tensor, expected: Tensor, allowed: float) -> Iterator[str | 
     if found.is_floating_point():
         yield "has every sign reversed" if close(-x, y) and size(y) > allowed else None
         factor = (x * y).nansum() / (y * y).nansum() if size(y) > 0 else torch.tensor(1.0)
-        if factor.abs() > 1e-6 and close(x / factor, y):
+        simple = any(abs(factor.item() * k - round(factor.item() * k)) < 1e-4 for k in (1, 2, 3))
+        if factor.abs() > 1e-6 and (expected.numel() > 1 or simple) and close(x / factor, y):
             yield f"is everywhere {factor.item():.6g} times what is expected"
     for axis in range(expected.ndim):
         length = expected.shape[axis]
@@ -151,8 +203,11 @@ def patterns(found: Tensor, expected: Tensor, allowed: float) -> Iterator[str | 
                 yield f"is shifted by {-step} along axis {axis}"
         if close(x.flip(axis), y):
             yield f"is reversed along axis {axis}"
-        if length <= 64 and (order := permutation(x, y, axis, close)) is not None:
+        order = permutation(x, y, axis, close) if length <= 64 else None
+        if order is not None and len(set(order)) == length:
             yield f"has axis {axis} in another order: {order} where 0 … {length - 1} is expected"
+        elif order is not None and len(set(order)) == 1:
+            yield f"has what belongs to place {order[0]} of axis {axis} at every place of it"
     for a in range(expected.ndim):
         for b in range(a + 1, expected.ndim):
             if close(x.transpose(a, b), y):
@@ -164,10 +219,10 @@ def permutation(x: Tensor, y: Tensor, axis: int, close: Callable[[Tensor, Tensor
     found, wanted = x.movedim(axis, 0), y.movedim(axis, 0)
     order = []
     for piece in found:
-        match = next((index for index, other in enumerate(wanted) if close(piece, other)), None)
-        if match is None:
+        matches = [index for index, other in enumerate(wanted) if close(piece, other)]
+        if not matches:
             return None
-        order.append(match)
+        order.append(next((index for index in matches if index not in order), matches[0]))
     return order
 
 
@@ -181,6 +236,6 @@ def where(apart: Tensor) -> str:
         others = [index for index in range(apart.ndim) if index != axis]
         touched = apart.any(dim=others) if others else apart
         hit = touched.nonzero().flatten().tolist()
-        if 0 < len(hit) <= max(1, apart.shape[axis] // 2):
+        if 0 < len(hit) <= apart.shape[axis] // 2:
             return f"{share}, all with index {', '.join(map(str, hit[:8]))} on axis {axis}"
     return share

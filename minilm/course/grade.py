@@ -145,6 +145,7 @@ def run(
     for report in reports:
         here = str(Path(temporary).resolve()) + os.sep  # another one each time
         report.sentences = [readable(each.replace(here, "")) for each in report.sentences[:10]]
+        report.picture = None
     return reports
 
 
@@ -175,14 +176,7 @@ def write_kept(path: Path, key: str, reports: dict[str, Report]) -> None:
     """Write a file in one step: whoever is stopped in the middle leaves the old one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     kept = {"key": key, "reports": {number: asdict(report) for number, report in reports.items()}}
-    write_whole(path, json.dumps(kept, indent=1))
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Replace a file in one step."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8", newline="")
-    partial.replace(path)
+    sources.write_whole(path, json.dumps(kept, indent=1))
 
 
 def row(submission: Submission, exercise: Exercise, report: Report) -> Row:
@@ -195,7 +189,7 @@ def row(submission: Submission, exercise: Exercise, report: Report) -> Row:
         mistake=report.mistake["name"] if report.mistake else "",
         points=exercise.difficulty if report.status == "passed" else 0,
         max_points=exercise.difficulty,
-        seconds=report.seconds,
+        seconds=round(report.seconds, 2),
         minutes=exercise.minutes,
         detail=report.mistake["meaning"] if report.mistake else " ".join(report.sentences[:1]),
     )
@@ -229,7 +223,7 @@ def choose_seed(given: int | None, out: Path) -> int:
             f"--seed {seed} is too small: learners see such seeds in `check` and in the tests. Give "
             f"{FIRST_SEED} or more, or nothing for a fresh one"
         )
-    write_whole(kept, f"{seed}\n")
+    sources.write_whole(kept, f"{seed}\n")
     return seed
 
 
@@ -275,7 +269,7 @@ def command(
     problems = {each.name: each.problem for each in found if each.problem is not None}
     class_report.show(console, rows, problems)
     for name, text in class_report.files(rows, problems, grading.seed).items():
-        write_whole(out / name, text)
+        sources.write_whole(out / name, text)
     again = f" --exercises {exercises!r}" if exercises else ""
     console.print(
         f"written to {out}: {', '.join(class_report.FILES)}\n"

@@ -5,6 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+ROUNDING = 1e-5  # a gradient so much smaller than the largest one is what rounding left of 0
+
 
 def looks_ahead(
     function: Callable[[Tensor], Tensor], x: Tensor, axis: int = -2, shift: int = 0
@@ -23,7 +25,8 @@ def looks_ahead(
         (gradient,) = torch.autograd.grad((part * weights).sum(), x, retain_graph=True, allow_unused=True)
         if gradient is None:
             continue
-        seen = gradient.abs().nan_to_num(1.0).amax(dim=others).nonzero().flatten().tolist()
+        strength = gradient.abs().nan_to_num(1.0).amax(dim=others)
+        seen = (strength > ROUNDING * strength.max()).nonzero().flatten().tolist()
         if seen and max(seen) > place + shift:
             return place, max(seen)
     return None

@@ -1,8 +1,13 @@
 """The files of exercises: found, read, and made from the solutions."""
 
+import ast
+import contextlib
 import importlib.util
+import itertools
+import os
 import re
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 
@@ -71,3 +76,63 @@ def build(root: Path) -> list[Path]:
             target.write_text(text)
             written.append(target)
     return written
+
+
+def lines_of(source: str, name: str) -> tuple[int, int]:
+    """Where a function or class stands in a file: its first line, with decorators, and one past its last.
+
+    Raises: KeyError if there is none of that name at the top level; SyntaxError if the file is no Python.
+    """
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and node.name == name:
+            first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+            return first - 1, node.end_lineno
+    raise KeyError(name)
+
+
+def segment(source: str, name: str) -> str:
+    """The code of one function or class of a file. Raises as lines_of does."""
+    first, last = lines_of(source, name)
+    return "".join(source.splitlines(keepends=True)[first:last])
+
+
+def reset(root: Path, folder: Path, exercises: list[Exercise]) -> list[Path]:
+    """Put stubs in place of answers; the files as they were are kept in .backup. Returns those copies.
+
+    Other functions of a file stay as they are. A file that is missing, or is no Python, becomes all stubs.
+    """
+    backups = []
+    for module in dict.fromkeys(exercise.module for exercise in exercises):
+        path, stubs = folder / f"{module}.py", stub((root / "solutions" / f"{module}.py").read_text())
+        text = stubs
+        if path.exists():
+            backups.append(back_up(path))
+            text = path.read_text(errors="replace")
+            for name in (exercise.name for exercise in exercises if exercise.module == module):
+                try:
+                    text = text.replace(segment(text, name), segment(stubs, name))
+                except KeyError:
+                    text = f"{text.rstrip()}\n\n\n{segment(stubs, name)}"  # it had been deleted
+                except SyntaxError:
+                    text = stubs
+        write_whole(path, text)
+    return backups
+
+
+def back_up(path: Path) -> Path:
+    """A copy in .backup beside the file, under a name that no other copy has."""
+    folder = path.parent / ".backup"
+    folder.mkdir(exist_ok=True)
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    for count in itertools.count():
+        copy = folder / f"{path.stem}-{stamp}{f'-{count}' if count else ''}.py"
+        with contextlib.suppress(FileExistsError), copy.open("xb") as file:
+            file.write(path.read_bytes())
+            return copy
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file beside its place, then move it there: a kill leaves the old one or the new."""
+    beside = path.with_name(f".{path.name}.part")
+    beside.write_text(text, encoding="utf-8")
+    os.replace(beside, path)

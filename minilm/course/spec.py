@@ -47,7 +47,7 @@ class Case:
 
     label:    what is special about it, for the report: "bf16", "a row of padding alone"
     use:      how the answer is used, where that is more than one call: use(answer, *args) -> what to compare
-    gradient: compare the gradients of all floating inputs as well
+    gradient: compare the gradients as well: of all floating inputs, or of the arguments named by index
     exact:    every bit counts; else what rounding alone may change is allowed (see judge.tolerance)
     refused:  why the input is wrong; the answer must raise a ValueError
     """
@@ -55,9 +55,17 @@ class Case:
     args: tuple
     label: str = ""
     use: Callable | None = None
-    gradient: bool = False
+    gradient: bool | tuple[int, ...] = False
     exact: bool = False
     refused: str | None = None
+
+    def __post_init__(self):
+        self.label = self.label or self.refused or ""
+
+    @property
+    def trained_arguments(self) -> tuple[int, ...]:
+        """The indices of the arguments whose gradients are compared."""
+        return tuple(range(len(self.args))) if self.gradient is True else tuple(self.gradient or ())
 
 
 @dataclass(frozen=True)

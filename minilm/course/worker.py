@@ -5,6 +5,7 @@ exercise to the file RESULTS, so that what was judged before an accident is kept
 """
 
 import ast
+import dataclasses
 import json
 import os
 import sys
@@ -16,9 +17,10 @@ from pathlib import Path
 
 import torch
 
-from minilm.course import guard, sources
-from minilm.course.judge import Verdict, judge
+from minilm.course import difference, guard, sources
+from minilm.course.judge import Failure, Verdict, judge
 
+SHOWN = 32  # rows and columns of a tensor in a picture
 SENTENCE = 2000  # letters of one: an error message may be as long as a learner's tensor
 
 
@@ -31,7 +33,8 @@ class Report:
     status: str  # "passed", "failed", "unsolved" or "broken": the file itself cannot be run
     sentences: list[str]
     mistake: dict[str, str] | None = None
-    seconds: float = 0.0  # that judging took
+    seconds: float = 0.0  # that the check took
+    picture: dict | None = None  # "found" and "expected", two tables of numbers, and "label"
 
 
 def report(verdict: Verdict) -> Report:
@@ -43,10 +46,40 @@ def report(verdict: Verdict) -> Report:
         (f"{each.label}: {each.sentence}" if each.label else each.sentence)[:SENTENCE]
         for each in verdict.failures
     ]
-    return Report(verdict.number, verdict.name, status, sentences, named)
+    picture = next(filter(None, map(draw_failure, verdict.failures)), None)
+    return Report(verdict.number, verdict.name, status, sentences, named, picture=picture)
+
+
+def draw_failure(failure: Failure) -> dict | None:
+    """The slice of two tensors in which they differ most, small enough to be looked at."""
+    pairs = zip(difference.tensors(failure.found), difference.tensors(failure.expected), strict=False)
+    for found, expected in pairs:
+        if found.shape != expected.shape or found.ndim == 0 or torch.equal(found, expected):
+            continue
+        apart = (found.double() - expected.double()).abs().nan_to_num(torch.inf)
+        place = [int(index) for index in torch.unravel_index(apart.argmax(), apart.shape)]
+        lead = tuple(place[:-2]) if found.ndim > 2 else ()
+        sizes = found.shape[-2:]
+        first = [max(0, min(index, size - SHOWN)) for index, size in zip(place[-2:], sizes, strict=True)]
+        tables = []
+        for tensor in (found, expected):
+            table = torch.atleast_2d(tensor[lead].double())
+            for axis, start in zip((-2, -1)[-len(first) :], first, strict=True):
+                table = table.narrow(axis, start, min(SHOWN, table.shape[axis] - start))
+            tables.append(table.tolist())
+        where = f", at {list(lead)} of the leading axes" if lead else ""
+        return {"found": tables[0], "expected": tables[1], "label": (failure.label or "a case") + where}
+    return None
 
 
 def check(root: Path, folder: Path, number: str, seed: int) -> Report:
+    """Judge one exercise of the files in a folder, and say how long it took."""
+    start = time.perf_counter()
+    found = judge_file(root, folder, number, seed)
+    return dataclasses.replace(found, seconds=time.perf_counter() - start)
+
+
+def judge_file(root: Path, folder: Path, number: str, seed: int) -> Report:
     """Judge one exercise of the files in a folder."""
     (exercise,) = sources.find(root, number)
     file = folder / f"{exercise.module}.py"
@@ -119,10 +152,7 @@ def main() -> None:
         if workspace := os.environ.get("MINILM_COURSE_WORKSPACE"):
             guard.confine(Path(workspace))
         for number in numbers:
-            started = time.perf_counter()
-            found = check(Path(root), Path(folder), number, int(seed))
-            found.seconds = round(time.perf_counter() - started, 3)
-            file.write(json.dumps(asdict(found)) + "\n")
+            file.write(json.dumps(asdict(check(Path(root), Path(folder), number, int(seed)))) + "\n")
             file.flush()
     os._exit(0)  # what the learner's code left behind, such as a thread, is not waited for
 

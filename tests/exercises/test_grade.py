@@ -121,7 +121,9 @@ def test_what_judges_must_not_change_meanwhile(tmp_path, monkeypatch):
     monkeypatch.setattr(grade, "run", lambda *_: [])
     unit = sources.find(ROOT, "8.1")
     with pytest.raises(ValueError, match="files of the course changed while ex08"):
-        grade.grade_unit(grading, submissions.Submission("a", {FILE: b""}), unit, False, grade.threading.Event())
+        grade.grade_unit(
+            grading, submissions.Submission("a", {FILE: b""}), unit, False, grade.threading.Event()
+        )
     assert not list(tmp_path.iterdir())
 
 
@@ -215,7 +217,9 @@ def test_the_worker_ends_with_the_runner(tmp_path):
     runner.kill()
     runner.wait()
     processes = Path("/proc")
-    while processes.exists() and any(str(workspace) in environment(each) for each in processes.glob("[0-9]*")):
+    while processes.exists() and any(
+        str(workspace) in environment(each) for each in processes.glob("[0-9]*")
+    ):
         assert time.monotonic() < deadline, "the worker goes on"
         time.sleep(0.1)
 
@@ -243,7 +247,10 @@ def one(folder: Path) -> submissions.Submission:
         (["ex08_grouped_queries.py"], "ex08_grouped_queries.py"),
         (["exercises/ex09_masks.py", "solutions/ex08_grouped_queries.py"], "exercises/ex09_masks.py"),
         (["repo-main/exercises/ex09_masks.py", "README.md"], "repo-main/exercises/ex09_masks.py"),
-        (["exercises/ex08_grouped_queries.py", "ex08_grouped_queries.py"], "exercises/ex08_grouped_queries.py"),
+        (
+            ["exercises/ex08_grouped_queries.py", "ex08_grouped_queries.py"],
+            "exercises/ex08_grouped_queries.py",
+        ),
         (["ex09_masks.py", "backup/ex09_masks.py", ".git/ex09_masks.py"], "ex09_masks.py"),
     ],
 )
@@ -270,7 +277,10 @@ def test_the_folder_of_exercises_is_found(files, taken, zipped, tmp_path):
         ([], "it is empty"),
         (["hw.ipynb"], "it holds a notebook (hw.ipynb)"),
         (["notes.txt"], "it holds no file of exercises, such as ex08_grouped_queries.py"),
-        (["a/exercises/ex09_masks.py", "b/exercises/ex09_masks.py"], "two folders of exercises, a/exercises and b"),
+        (
+            ["a/exercises/ex09_masks.py", "b/exercises/ex09_masks.py"],
+            "two folders of exercises, a/exercises and b",
+        ),
     ],
 )
 def test_what_cannot_be_graded_is_told(files, problem, tmp_path):

@@ -1,0 +1,83 @@
+"""What a learner has done, kept beside the exercises: one file each, written whole or not at all."""
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from minilm.course import sources
+from minilm.course.spec import Exercise
+from minilm.course.worker import Report
+
+FOLDER = ".progress"
+
+
+@dataclass
+class Record:
+    """What is known of one exercise."""
+
+    number: str
+    status: str = "untouched"  # or the status of the last report
+    passed: str | None = None  # the hash of the code that passed last
+    attempts: int = 0
+    hints: int = 0  # the highest level that was asked for
+    checked: float | None = None  # when, in seconds since 1970
+    gave_up: bool = False  # the solution was shown before it passed
+
+
+def read(folder: Path, number: str) -> Record:
+    """The record of an exercise; a new one where there is none, or where it cannot be read."""
+    try:
+        return Record(**json.loads(_path(folder, number).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return Record(number)
+
+
+def write(folder: Path, record: Record) -> None:
+    """Write a record beside its place, then move it there: a kill leaves the old one or the new."""
+    path = _path(folder, record.number)
+    path.parent.mkdir(exist_ok=True)
+    handle, beside = tempfile.mkstemp(dir=path.parent, suffix=".part")
+    with open(handle, "w", encoding="utf-8") as file:
+        json.dump(asdict(record), file)
+        file.flush()
+        os.fsync(file.fileno())  # the name may not reach the disk before the content does
+    os.replace(beside, path)
+
+
+def note(folder: Path, exercise: Exercise, report: Report) -> None:
+    """Remember the outcome of a check. An exercise that has not been begun leaves no trace."""
+    record = read(folder, exercise.number)
+    record.status = report.status
+    if report.status == "unsolved" and record.attempts == 0:
+        return
+    record.attempts += 1
+    record.checked = time.time()
+    if report.status == "passed":
+        record.passed = fingerprint(folder, exercise)
+    write(folder, record)
+
+
+def state(folder: Path, exercise: Exercise) -> str:
+    """ "passed", "changed" since it passed, "begun", or "open"."""
+    record = read(folder, exercise.number)
+    if record.passed is not None:
+        return "passed" if record.passed == fingerprint(folder, exercise) else "changed"
+    return "begun" if record.attempts else "open"
+
+
+def fingerprint(folder: Path, exercise: Exercise) -> str:
+    """A hash of an answer's code: the whole file's where its own part cannot be told."""
+    path = folder / f"{exercise.module}.py"
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    with contextlib.suppress(SyntaxError, KeyError):
+        text = sources.segment(text, exercise.name)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _path(folder: Path, number: str) -> Path:
+    return folder / FOLDER / f"{number}.json"
