@@ -128,9 +128,7 @@ def _(draw):
 def _(answer, draw):
     x = draw.normal(2, 5, 6)
     heads = torch.stack(x.split(2, dim=-1), dim=1)  # a copy: its memory runs head by head
-    assert torch.equal(answer(heads), x), (
-        "Cutting a token into 3 slices and merging them gives another token."
-    )
+    assert torch.equal(answer(heads), x), "Cutting a token into 3 slices and merging them gives another token."
 
 
 @merge_heads.mistake(

@@ -149,9 +149,7 @@ cos_sin = UNIT.exercise(
 def _(draw):
     frequencies = slower_and_slower(3, float(draw.integer(20, 2000)))
     yield Case((draw.integers(0, 40, 2, 5), frequencies, torch.float32), "fp32")
-    yield Case(
-        (draw.integers(0, 900, 1, 1), slower_and_slower(1, 10.0), torch.float32), "one token, one pair"
-    )
+    yield Case((draw.integers(0, 900, 1, 1), slower_and_slower(1, 10.0), torch.float32), "one token, one pair")
     # Odd positions in a range where the half precisions hold even numbers only.
     for dtype, start in ((torch.bfloat16, 256), (torch.float16, 2048)):
         positions = start + 1 + 2 * draw.integers(0, 60, 2, 4)

@@ -48,9 +48,7 @@ def _(answer, draw):
     trained = answer(positions, inv_freq, 1.0, torch.float32)
     longer = answer(positions * 3, inv_freq, 3.0, torch.float32)
     for one, other in zip(trained, longer, strict=True):
-        assert torch.allclose(one, other, atol=1e-4), (
-            "With factor 3, position 3p differs from p with factor 1."
-        )
+        assert torch.allclose(one, other, atol=1e-4), "With factor 3, position 3p differs from p with factor 1."
 
 
 def cos_sin(angles, dtype):
@@ -131,11 +129,7 @@ def _(draw):
     yield Case((4, 10_000.0, 2.0, 100, 100), "just the trained length")
     yield Case((8, 10_000.0, 2.0, 64, 40), "shorter than the trained length")
     for index in range(3):
-        rotary_dim, theta, trained = (
-            2 * draw.integer(3, 6),
-            float(draw.integer(50, 2000)),
-            draw.integer(20, 90),
-        )
+        rotary_dim, theta, trained = 2 * draw.integer(3, 6), float(draw.integer(50, 2000)), draw.integer(20, 90)
         seq_len = trained + draw.integer(10, 300)
         yield Case((rotary_dim, theta, draw.integer(4, 12) / 2, trained, seq_len), f"longer, {index + 1}")
     yield Case((2, 10_000.0, 2.0, 100, 200), refused="rotary_dim is 2")
@@ -149,9 +143,7 @@ def _(answer, draw):
     longer = answer(rotary_dim, 10_000.0, factor, 100, 350)
     ratio = trained / longer
     assert abs(ratio[0] - 1) < 1e-4, f"The first pair is {ratio[0]:.4g} times slower at 350 tokens."
-    assert abs(ratio[-1] - 6) < 1e-2, (
-        f"At 350 tokens s is 6, and the slowest pair {ratio[-1]:.4g} times slower."
-    )
+    assert abs(ratio[-1] - 6) < 1e-2, f"At 350 tokens s is 6, and the slowest pair {ratio[-1]:.4g} times slower."
 
 
 def ntk(rotary_dim, theta, factor, max_positions, length, s=None, exponent=None):

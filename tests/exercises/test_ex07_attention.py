@@ -44,9 +44,7 @@ def _(draw):
 @stable_softmax.law("every row sums to 1, and no weight is negative")
 def _(answer, draw):
     weights = answer(draw.normal(4, 9, scale=3.0))
-    assert torch.allclose(weights.sum(-1), torch.ones(4), atol=1e-5), (
-        f"The sums are {weights.sum(-1).tolist()}."
-    )
+    assert torch.allclose(weights.sum(-1), torch.ones(4), atol=1e-5), f"The sums are {weights.sum(-1).tolist()}."
     assert (weights >= 0).all(), "There is a negative weight."
 
 
@@ -549,4 +547,6 @@ def _(qkv, num_heads, head_dim):
 )
 def _(qkv, num_heads, head_dim):
     batch, length, _ = qkv.shape
-    return tuple(part.reshape(batch, -1, length, head_dim) for part in blocks(qkv, num_heads, head_dim))
+    return tuple(
+        part.reshape(batch, -1, length, head_dim) for part in blocks(qkv, num_heads, head_dim)
+    )

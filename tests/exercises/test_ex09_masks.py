@@ -529,9 +529,7 @@ def _(draw):
     queries = torch.tensor([[2, 3], [3, 4], [5, 6]])
     keys = torch.tensor([[3], [1], [0]]) + torch.arange(7)
     yield Case((queries, keys, draw.mask(3, 7, side="right").bool(), 3), "each row elsewhere, window 3")
-    yield Case(
-        (places, places, draw.mask(2, 6, empty_row=True).bool(), 1), "window 1, a row of padding alone"
-    )
+    yield Case((places, places, draw.mask(2, 6, empty_row=True).bool(), 1), "window 1, a row of padding alone")
     yield Case((places, places, everything.new_ones(1, 6), 0), refused="a window of 0")
 
 

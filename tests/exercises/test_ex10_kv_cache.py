@@ -30,9 +30,7 @@ def returned(cache, updates):
 def two(pair):
     """What update returned, if it is a pair."""
     if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-        raise TypeError(
-            f"update should return two tensors, keys and values, and returned {type(pair).__name__}"
-        )
+        raise TypeError(f"update should return two tensors, keys and values, and returned {type(pair).__name__}")
     return pair
 
 
@@ -375,9 +373,7 @@ def _(draw):
     yield Case((4, pieces(draw, (7, 1, 1, 1))), "a prompt, then token by token", use=slide, exact=True)
     yield Case((3, pieces(draw, (2, 5, 3), dtype=torch.bfloat16)), "parts longer than the window, bf16",
                use=slide, exact=True)  # fmt: skip
-    yield Case(
-        (3, pieces(draw, (1,) * 5, batch=1, kv_heads=1)), "from the first token", use=slide, exact=True
-    )
+    yield Case((3, pieces(draw, (1,) * 5, batch=1, kv_heads=1)), "from the first token", use=slide, exact=True)
     yield Case((6, pieces(draw, (2, 1, 1))), "a text shorter than the window", use=slide, exact=True)
     yield Case((1, pieces(draw, (3, 1, 1))), "a window of one", use=slide, exact=True)
     yield Case((0, pieces(draw, (2,))), use=slide, refused="a window of 0")
@@ -534,9 +530,9 @@ def _(answer, draw):
     cache = pieces(draw, (3, 3), batch=4)
     first, second = draw.integers(0, 4, 4), draw.integers(0, 4, 4)
     twice, once = answer(answer(cache, first), second), answer(cache, first[second])
-    assert all(
-        torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(twice, once, strict=True)
-    ), f"By {first.tolist()} and then by {second.tolist()} is not by {first[second].tolist()}."
+    assert all(torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(twice, once, strict=True)), (
+        f"By {first.tolist()} and then by {second.tolist()} is not by {first[second].tolist()}."
+    )
 
 
 def each_layer(cache, beam_index, move):
@@ -650,11 +646,7 @@ class Recorder:
 
     def __call__(self, input_ids, position_ids, cache):
         batch, length = input_ids.shape
-        if (
-            position_ids.ndim != 2
-            or position_ids.shape[0] not in (1, batch)
-            or position_ids.shape[1] != length
-        ):
+        if position_ids.ndim != 2 or position_ids.shape[0] not in (1, batch) or position_ids.shape[1] != length:
             raise RuntimeError(
                 f"the model was given input_ids of {[batch, length]} and position_ids of "
                 f"{list(position_ids.shape)}"
@@ -678,12 +670,7 @@ def record(answer, table, input_ids, steps):
 
 @greedy_decode.inputs
 def _(draw):
-    sizes = {
-        "2 rows": (2, 5, 6),
-        "a prompt of one token": (3, 1, 5),
-        "1 step": (1, 7, 1),
-        "no step": (2, 4, 0),
-    }
+    sizes = {"2 rows": (2, 5, 6), "a prompt of one token": (3, 1, 5), "1 step": (1, 7, 1), "no step": (2, 4, 0)}
     for label, (batch, length, steps) in sizes.items():
         case = draw.normal(61, 6), draw.integers(0, 61, batch, length), steps
         yield Case(case, label, use=record, exact=True)

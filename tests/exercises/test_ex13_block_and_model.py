@@ -475,9 +475,7 @@ def _(answer, draw):
 @count_parameters.law("it is what the authors of real models publish")
 def _(answer, draw):
     for name, (config, published) in PUBLISHED.items():
-        assert answer(config) == published, (
-            f"{name} has {published} parameters, and you count {answer(config)}."
-        )
+        assert answer(config) == published, f"{name} has {published} parameters, and you count {answer(config)}."
 
 
 def count(config, *, tied=True, kv_heads=None, head_dim=None, biases=True, gate=True, norms=True,

@@ -94,9 +94,7 @@ def _(draw):
     yield case(file_of(two | {"b": entry("F16", [3], 6, 12)}, bytes(12)), refused="b overlaps a")
     yield case(file_of(two | {"b": entry("F16", [3], 10, 16)}, bytes(16)), refused="2 bytes between a and b")
     yield case(file_of(two | {"b": entry("F16", [3], 800, 806)}, bytes(14)), refused="b lies outside")
-    yield case(
-        file_of(two | {"b": entry("F16", [4], 8, 14)}, bytes(14)), refused="6 bytes for 4 values of fp16"
-    )
+    yield case(file_of(two | {"b": entry("F16", [4], 8, 14)}, bytes(14)), refused="6 bytes for 4 values of fp16")
     yield case(file_of(two | {"b": entry("F17", [3], 8, 14)}, bytes(14)), refused="there is no dtype F17")
 
 
@@ -120,11 +118,7 @@ def header_of(path, *, skip=("__metadata__",), start=lambda length, text: 8 + le
     header = json.loads(content[8 : 8 + length])
     first = start(length, content[8 : 8 + length].decode())
     return {
-        name: (
-            each["dtype"],
-            shape(each["shape"]),
-            span(*(first + offset for offset in each["data_offsets"])),
-        )
+        name: (each["dtype"], shape(each["shape"]), span(*(first + offset for offset in each["data_offsets"])))
         for name, each in header.items()
         if name not in skip
     }
@@ -419,9 +413,7 @@ def _(draw):
     yield case(*traces(draw), 0.0, "no difference")
     yield case(*traces(draw, query=0.5, context=-2.0, logits=30.0), 0.01, "errors that grow")
     yield case(*traces(draw, query=-0.5 * sign, scores=0.5 * sign), 0.01, "errors of both signs")
-    yield case(
-        *traces(draw, norm=0.125, context=3.0), 1.0, "a difference within the tolerance, then a larger one"
-    )
+    yield case(*traces(draw, norm=0.125, context=3.0), 1.0, "a difference within the tolerance, then a larger one")
 
     a, b = traces(draw, logits=1.0)
     b["scores"][0, 0, 0] = math.nan

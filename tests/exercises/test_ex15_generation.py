@@ -634,9 +634,7 @@ def _(draw):
     impossible = draw.normal(2, 3, 7).log_softmax(-1)
     impossible[..., 2:] = -torch.inf
     yield Case((draw.normal(2, 3) - 3, impossible, 3), "most tokens impossible")
-    yield Case(
-        (draw.normal(1, 2), draw.normal(1, 2, 3).log_softmax(-1), 7), refused="6 continuations, 7 beams"
-    )
+    yield Case((draw.normal(1, 2), draw.normal(1, 2, 3).log_softmax(-1), 7), refused="6 continuations, 7 beams")
 
 
 @beam_step.law("a search that drops nothing finds the best text of all")

@@ -137,9 +137,7 @@ def _(draw):
         yield Case((logits, yes_no), f"multi-label, {dtype}", use=floating(MULTI), gradient=graded)
         yield Case((logits, numbers), f"regression, {dtype}", use=floating(REGRESSION), gradient=graded)
     one, numbers = draw.normal(4, 1), draw.integers(-4, 5, 4)
-    yield Case(
-        (one, numbers), "regression, one output, labels [batch]", use=floating(REGRESSION), gradient=True
-    )
+    yield Case((one, numbers), "regression, one output, labels [batch]", use=floating(REGRESSION), gradient=True)
     yield Case((one, numbers[:, None]), "regression, one output, labels [batch, 1]", use=floating(REGRESSION))
     yield Case((one, numbers), "None, one output", use=floating(None))
     yield Case((one, torch.zeros(4, dtype=torch.long), None), "None, one output, integer labels")
@@ -175,9 +173,7 @@ def _(answer, draw):
     classes = draw.integer(2, 9)
     found = answer(torch.zeros(3, classes), draw.integers(0, classes, 3), None)
     expected = torch.tensor(float(classes)).log()
-    assert torch.allclose(found, expected), (
-        f"For {classes} classes you give {found}, expected {expected:.4f}."
-    )
+    assert torch.allclose(found, expected), f"For {classes} classes you give {found}, expected {expected:.4f}."
 
 
 def losses(logits, labels, problem_type, *, named=True, by_outputs=True, reshape=True, probabilities=False,

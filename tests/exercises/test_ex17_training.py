@@ -33,9 +33,7 @@ def _(draw):
             labels[row, left_out[row] :] = -100
         return labels
 
-    yield Case(
-        (draw.normal(1, 4, 7), draw.integers(0, 7, 1, 4)), "one row, every label counts", gradient=True
-    )
+    yield Case((draw.normal(1, 4, 7), draw.integers(0, 7, 1, 4)), "one row, every label counts", gradient=True)
     yield Case((draw.normal(3, 6, 7, scale=3.0), labelled(3, 6, [6, 2, 3])), "ragged rows", gradient=True)
     for dtype in (torch.bfloat16, torch.float16):
         logits = draw.normal(2, 9, 7, dtype=dtype, scale=4.0)
@@ -146,9 +144,7 @@ def _(logits, labels):
     "notebook 17, First by hand",
 )
 def _(logits, labels):
-    return surprise(
-        logits, labels, count=lambda targets: torch.where((targets != -100).any(), 1.0, torch.nan)
-    )
+    return surprise(logits, labels, count=lambda targets: torch.where((targets != -100).any(), 1.0, torch.nan))
 
 
 @next_token_loss.mistake(
@@ -209,9 +205,7 @@ def _(draw):
 def _(answer, draw):
     documents = texts(draw, *(draw.integer(1, 9) for _ in range(5)))
     ids, _, owners = (part.flatten().tolist() for part in answer(documents, 6, 0))
-    found = [
-        [token for token, owner in zip(ids, owners, strict=True) if owner == index] for index in range(5)
-    ]
+    found = [[token for token, owner in zip(ids, owners, strict=True) if owner == index] for index in range(5)]
     for index, (document, pieces) in enumerate(zip(documents, found, strict=True)):
         assert pieces == [*document, 0], f"Document {index} is {document}, and the rows hold {pieces} of it."
 
@@ -501,9 +495,7 @@ def _(draw):
         yield Case((losses, counts), f"{parts} parts", gradient=True)
     empty = draw.normal(4).exp()
     empty[1] = torch.nan
-    yield Case(
-        (empty, torch.tensor([draw.integer(5, 9), 0, draw.integer(20, 30), 3])), "a part without tokens"
-    )
+    yield Case((empty, torch.tensor([draw.integer(5, 9), 0, draw.integer(20, 30), 3])), "a part without tokens")
     yield Case((draw.normal(1).exp(), torch.tensor([7])), "one part")
     yield Case((torch.tensor([torch.nan, torch.nan]), torch.tensor([0, 0])), refused="no token in any part")
 

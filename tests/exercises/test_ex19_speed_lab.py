@@ -35,11 +35,7 @@ def structures(draw):
     yield structure(draw, tie_embeddings=True), draw.integer(20, 60), "a tied head"
     yield structure(draw, mlp="plain"), draw.integer(20, 60), "a plain MLP"
     windows = (None, draw.integer(4, 9), draw.integer(10, 15), 500)
-    yield (
-        structure(draw, num_layers=4, layer_windows=windows),
-        draw.integer(20, 60),
-        "windows in three layers",
-    )
+    yield structure(draw, num_layers=4, layer_windows=windows), draw.integer(20, 60), "windows in three layers"
     yield structure(draw), 1, "one token"
 
 
@@ -433,9 +429,7 @@ def _(answer, draw):
     amount = draw.integer(1, 9) * 1e9
     time = answer(amount, amount, 1e12, 1e10)
     assert answer(amount, amount, 2e12, 1e10) == time, "Twice the peak changes it."
-    assert abs(answer(amount, amount, 1e12, 2e10) - time / 2) < 1e-12, (
-        "Twice the bandwidth does not halve it."
-    )
+    assert abs(answer(amount, amount, 1e12, 2e10) - time / 2) < 1e-12, "Twice the bandwidth does not halve it."
 
 
 @roofline_seconds.mistake(

@@ -330,7 +330,7 @@ def test_what_is_no_folder_of_submissions_is_refused(wrong, tmp_path):
     if wrong == "one learner":
         (tmp_path / FILE).write_text("")
     folder = Path(__file__) if wrong == "file" else tmp_path
-    with pytest.raises(ValueError, match="holds no submission|is not a folder|folder of one learner"):
+    with pytest.raises(ValueError, match=r"holds no submission|is not a folder|folder of one learner"):
         submissions.find(folder, MODULES)
 
 
