@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 from minilm.course import class_report, grade, guard, sandbox, sources, submissions
 from minilm.course.class_report import Row
@@ -359,3 +361,46 @@ def test_a_sentence_stays_readable():
 
 def test_paths_of_open_files_are_not_asked_for():
     assert guard.real_path(3, None) is None and guard.real_path("a", None) == str(Path("a").resolve())
+
+
+# --------------------------------------------------------------------------------------------------
+# The guide
+
+GUIDE = (ROOT / "notebooks" / "teachers_guide.md").read_text(encoding="utf-8")
+
+
+def test_the_workflow_in_the_guide_checks_each_exercise():
+    workflow = yaml.safe_load(re.search(r"```yaml\n(.*?)```", GUIDE, re.DOTALL)[1])
+    steps = workflow["jobs"]["run-autograding-tests"]["steps"]
+    graders = {step["id"]: step["with"] for step in steps if "command-grader" in step.get("uses", "")}
+    exercises = sources.find(ROOT, "8")
+    assert [each["test-name"] for each in graders.values()] == [f"{e.number} {e.name}" for e in exercises]
+    assert [each["max-score"] for each in graders.values()] == [e.difficulty for e in exercises]
+    for exercise, step in zip(exercises, graders.values(), strict=True):
+        assert step["command"] == f"python -m minilm.course check {exercise.number}"
+    reporter = steps[-1]
+    assert reporter["with"]["runners"] == ",".join(graders)
+    assert reporter["env"] == {
+        f"{name.upper()}_RESULTS": f"${{{{ steps.{name}.outputs.result }}}}" for name in graders
+    }
+
+
+def test_the_cells_in_the_guide_pass_and_name_the_mistake(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    answer, test = re.search(
+        r"```python\n%%writefile (ex08.*?)```.*?```python\n(.*?)```", GUIDE, re.DOTALL
+    ).groups()
+    name, _, code = answer.partition("\n")
+    Path(name).write_text(code)
+    exec(test, {})
+    Path(name).write_text(code.replace("x.repeat_interleave(groups, dim=1)", "x.repeat(1, groups, 1, 1)"))
+    with pytest.raises(AssertionError, match="Your heads are tiled"):
+        exec(test, {})
+
+
+def test_the_guide_names_what_there_is():
+    told = command("--help")
+    for option in set(re.findall(r"--[a-z]+", GUIDE.partition("## GitHub")[0])):
+        assert option in told, option
+    for file in class_report.FILES:
+        assert f"`{file}`" in GUIDE
