@@ -40,104 +40,98 @@ def run(
 ) -> list[Report]:
     """Check exercises in a process of their own; after an accident the rest goes on in another one.
 
+    workspace, stop: see run_module. Files in folder may import each other where workspace lies beside it.
+    Raises:          Stopped if stop was set.
+    """
+    limits, reports, remaining = limits or Limits(), [], list(exercises)
+    root, folder = root.resolve(), folder.resolve()
+    while remaining:
+        started = time.monotonic()
+        numbers = [exercise.number for exercise in remaining]
+        arguments = [root, folder, seed, RESULTS, *numbers]
+        lines, ended = run_module("minilm.course.worker", root, arguments, limits, workspace, stop)
+        done = [Report(**line) for line in lines]
+        reports += done
+        remaining = remaining[len(done) :]
+        if remaining:
+            failed = remaining.pop(0)
+            seconds = time.monotonic() - started - sum(each.seconds for each in done)
+            reports.append(Report(failed.number, failed.name, "failed", [ended], seconds=seconds))
+    return reports
+
+
+RESULTS = "RESULTS"  # among a module's arguments: the file that it writes a line of JSON to for each result
+
+
+def run_module(
+    module: str,
+    root: Path,
+    arguments: list,
+    limits: Limits,
+    workspace: Path | None = None,
+    stop: threading.Event | None = None,
+) -> tuple[list[dict], str]:
+    """Run a module that runs a learner's code: what it wrote, and in a sentence what ended it.
+
     workspace: the folder that the code runs in, and the only one in which it may change files (see guard);
                None lets it run in root, with all that the user may do.
     stop:      ends the process when it is set.
     Raises:    Stopped if stop was set.
     """
-    limits, reports, remaining = limits or Limits(), [], list(exercises)
-    root, folder, stop = root.resolve(), folder.resolve(), stop or threading.Event()
-    while remaining:
-        done, accident, seconds = _run_worker(root, folder, remaining, seed, limits, workspace, stop)
-        reports += done
-        remaining = remaining[len(done) :]
-        if remaining and accident is not None:
-            failed = remaining.pop(0)
-            reports.append(Report(failed.number, failed.name, "failed", [accident], seconds=seconds))
-    return reports
-
-
-def _run_worker(
-    root: Path,
-    folder: Path,
-    exercises: list[Exercise],
-    seed: int,
-    limits: Limits,
-    workspace: Path | None,
-    stop: threading.Event,
-) -> tuple[list[Report], str | None, float]:
-    """The reports of one worker, what ended it early, and for how long it ran without reporting."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
         results, printed = Path(temporary, "results"), Path(temporary, "printed")
         results.touch()
-        numbers = [exercise.number for exercise in exercises]
-        command = [
-            sys.executable,
-            "-m",
-            "minilm.course.worker",
-            str(root),
-            str(folder),
-            str(seed),
-            str(results),
-        ]
+        arguments = [str(results if argument is RESULTS else argument) for argument in arguments]
         with open(printed, "wb") as output:
             process = subprocess.Popen(
-                [*command, *numbers],
+                [sys.executable, "-m", module, *arguments],
                 cwd=workspace or root,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=_environment(root, folder, limits, workspace),
+                env=_environment(root, limits, workspace),
                 start_new_session=True,  # so that children of the learner's code end with it
             )
         try:
-            ended, seconds = _wait(process, results, printed, limits, stop)
+            ended = _wait(process, results, printed, limits, stop or threading.Event())
         finally:
             _kill(process)
         whole_lines = _read(results).rpartition(b"\n")[0].splitlines()
-        reports = [Report(**json.loads(line)) for line in whole_lines]
-        if len(reports) == len(exercises):
-            return reports, None, seconds
-        ended = ended or f"your code ended the process (code {process.returncode}): {_last_line(printed)}"
-        return reports, ended, seconds
+        code = process.returncode
+        return [json.loads(line) for line in whole_lines], ended or (
+            f"your code ended the process (code {code}): {_last_line(printed)}"
+        )
 
 
-def _environment(root: Path, folder: Path, limits: Limits, workspace: Path | None) -> dict[str, str]:
+def _environment(root: Path, limits: Limits, workspace: Path | None) -> dict[str, str]:
     """The variables that the worker sees: its limits, where it may write, where imports are looked for."""
     variables = {**os.environ, "MINILM_COURSE_MEMORY": str(limits.memory_bytes)}
     if workspace is not None:
         variables["MINILM_COURSE_WORKSPACE"] = str(workspace)
         variables |= dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(workspace))
-        # Outside of root, too, files of exercises may import each other, and this package is found.
-        variables["PYTHONPATH"] = os.pathsep.join([str(folder.parent), str(root)])
+        known = os.environ.get("PYTHONPATH")
+        places = [str(workspace.parent), str(root), *([known] if known else [])]
+        variables["PYTHONPATH"] = os.pathsep.join(places)
     return variables
 
 
 def _wait(
     process: subprocess.Popen, results: Path, printed: Path, limits: Limits, stop: threading.Event
-) -> tuple[str | None, float]:
-    """Wait for the worker: why it has to be stopped, and the time since its last result.
-
-    The clock starts anew with each exercise that it has judged.
-    """
+) -> str | None:
+    """Wait for the worker; the clock starts anew with each exercise that it has judged."""
     judged, started = -1, time.monotonic()
     while process.poll() is None:
         lines = _read(results).count(b"\n")
         if lines != judged:
             judged, started = lines, time.monotonic()
-        passed = time.monotonic() - started
-        if passed > limits.seconds:
-            sentence = (
-                f"your code ran for more than {limits.seconds:g} s and was stopped; does a loop never end?"
-            )
-            return sentence, round(passed, 3)
+        if time.monotonic() - started > limits.seconds:
+            return f"your code ran for more than {limits.seconds:g} s and was stopped; does a loop never end?"
         if len(_read(printed)) > limits.output_bytes:
-            sentence = f"your code printed more than {limits.output_bytes // 1024} KB and was stopped"
-            return sentence, round(passed, 3)
+            return f"your code printed more than {limits.output_bytes // 1024} KB and was stopped"
         if stop.is_set():
             raise Stopped
         time.sleep(0.02)
-    return None, round(time.monotonic() - started, 3)
+    return None
 
 
 def _kill(process: subprocess.Popen) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 FILE_BYTES = 2**20  # a file of exercises has a few thousand
+FOLDER_BYTES = 16 * 2**20
 SKIPPED = {"solutions", "__pycache__", "__MACOSX", "node_modules", "site-packages"}
 HANDED_IN = {
     ".ipynb",
@@ -131,6 +132,8 @@ def read(name: str, open_tree: Callable[[], Tree], wanted: set[str]) -> Submissi
                 files[path.name] = read_file(content)
             except Unusable as problem:
                 unread[path.name] = str(problem)
+            if sum(map(len, files.values())) > FOLDER_BYTES:
+                raise Unusable(f"its Python files have more than {FOLDER_BYTES // 2**20} MB")
         return Submission(name, files, unread)
     except Unusable as problem:
         return Submission(name, problem=str(problem))
