@@ -5,6 +5,7 @@ it stopped, and the next one judges only what has changed.
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
@@ -33,6 +34,7 @@ from minilm.course.worker import Report
 
 FIRST_SEED = 1_000_000  # the tests and `check` use smaller ones, which learners see
 TEXT_LENGTH = 300  # of a sentence in the tables: an error message may be as long as a learner's tensor
+PATIENCE = 3.0  # see sandbox.Limits: submissions that run at once must not make each other late
 COPIES = "minilm-grade-"  # how the temporary folders are called that submissions run in
 console = Console()
 
@@ -63,11 +65,6 @@ class Grading:
         parts = [submission.fingerprint(), str(self.seed), repr(self.limits)]
         parts += [hashlib.sha256(path.read_bytes()).hexdigest() for path in judges]
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()
-
-    def limits_now(self) -> sandbox.Limits:
-        """The limits with more time where more submissions run at once than there are cores."""
-        crowd = max(1.0, self.jobs / cores())
-        return sandbox.Limits(self.limits.seconds * crowd, self.limits.memory_bytes, self.limits.output_bytes)
 
 
 def cores() -> int:
@@ -139,9 +136,8 @@ def run(
         folder, workspace = Path(temporary, "exercises"), Path(temporary, "workspace")
         submission.write(folder)
         workspace.mkdir()
-        reports = sandbox.run(
-            grading.root, folder, unit, grading.seed, grading.limits_now(), workspace.resolve(), stop
-        )
+        limits = dataclasses.replace(grading.limits, patience=max(PATIENCE, grading.jobs / cores()))
+        reports = sandbox.run(grading.root, folder, unit, grading.seed, limits, workspace.resolve(), stop)
     for report in reports:
         here = str(Path(temporary).resolve()) + os.sep  # another one each time
         report.sentences = [readable(each.replace(here, "")) for each in report.sentences[:10]]
@@ -242,7 +238,7 @@ def command(
     jobs: Annotated[
         int | None, typer.Option(min=1, help="How many run at once; one per core by default.")
     ] = None,
-    seconds: Annotated[float, typer.Option(min=1, help="How long one exercise may run.")] = 30.0,
+    seconds: Annotated[float, typer.Option(min=1, help="How long one exercise may compute.")] = 30.0,
     memory: Annotated[float, typer.Option(min=0.5, help="How many GB it may allocate.")] = 2.0,
     everything: Annotated[
         bool, typer.Option("--all", help="Judge also what was judged before and has not changed.")

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import signal
 import subprocess
@@ -224,6 +225,13 @@ def test_the_worker_ends_with_the_runner(tmp_path):
     ):
         assert time.monotonic() < deadline, "the worker goes on"
         time.sleep(0.1)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="the system does not tell")
+def test_computing_counts_and_waiting_does_not():
+    time.sleep(0.5)
+    assert sandbox._seconds_of_computing(os.getpid()) == pytest.approx(time.process_time(), abs=0.2)
+    assert sandbox._seconds_of_computing(-1) == 0
 
 
 def environment(process: Path) -> str:
