@@ -63,12 +63,13 @@ def standings(out: Path) -> dict[tuple[str, str], tuple[str, str, str]]:
 def test_a_class_is_graded_and_only_what_changed_again(tmp_path):
     folder, out, other = tmp_path / "class", tmp_path / "grades", tmp_path / "precious"
     other.write_text("keep me")
-    hand_in(folder, "anna", SOLUTION)
+    hand_in(folder, "anna", f"open('left_here', 'w').write('x')\n{SOLUTION}")
     hand_in(folder, "Zoë | O'Neil, [b]", answered("return x.repeat(1, groups, 1, 1)", "8.1"))
     hand_in(folder, "remover", answered(f"import os; os.remove({str(other)!r})"))
     hand_in(folder, "importer", "import shutil\nshutil.rmtree('..')\n")
     (folder / "empty").mkdir()
     report = command(folder, "--out", out, "--exercises", "8", "--seed", SEED)
+    assert not (ROOT / "left_here").exists() and not (folder / "left_here").exists()
     assert other.read_text() == "keep me" and "5 submissions, 1 of them not to be graded" in report
     found = standings(out)
     assert found["anna", "8.3"] == ("passed", "", "")
@@ -156,7 +157,7 @@ attempts = [
     lambda: os.open(outside / "new", os.O_CREAT | os.O_WRONLY),
     lambda: open(home / "link" / "file", "a"),
     lambda: (outside / "file").write_text("gone"),
-    lambda: os.remove("../outside/file"),
+    lambda: os.remove("../homeless/file"),
     lambda: os.remove(os.fsencode(outside / "file")),
     lambda: os.unlink("file", dir_fd=folder),
     lambda: os.rename(outside / "file", "mine"),
@@ -189,7 +190,7 @@ print("confined")
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell where an open folder lies")
 def test_a_confined_process_changes_only_its_own_folder(tmp_path):
-    home, outside = tmp_path / "home", tmp_path / "outside"
+    home, outside = tmp_path / "home", tmp_path / "homeless"  # a name that begins alike
     home.mkdir()
     outside.mkdir()
     (outside / "file").write_text("keep me")
@@ -286,7 +287,10 @@ def test_the_folder_of_exercises_is_found(files, taken, zipped, tmp_path):
     [
         ([], "it is empty"),
         (["hw.ipynb"], "it holds a notebook (hw.ipynb)"),
-        (["notes.txt"], "it holds no file of exercises, such as ex08_grouped_queries.py"),
+        (
+            ["notes.txt", "solutions/ex09_masks.py"],
+            "it holds no file of exercises, such as ex08_grouped_queries.py",
+        ),
         (
             ["a/exercises/ex09_masks.py", "b/exercises/ex09_masks.py"],
             "two folders of exercises, a/exercises and b",
