@@ -140,16 +140,8 @@ def explain(found: Tensor, expected: Tensor, apart: Tensor, allowed: float) -> s
     """Where and how: NaN, one factor, a sign, another order of an axis, a shift; else how many places."""
     if found.is_floating_point() and (found.isnan() & ~expected.isnan()).any():
         return f"is NaN {where(found.isnan() & ~expected.isnan())}"
-    infinite = found.isinf() | expected.isinf() if found.is_floating_point() else torch.zeros(())
-    if infinite.any() and not torch.equal(found.isinf(), expected.isinf()):
-        gone, new = expected.isinf() & ~found.isinf(), found.isinf() & ~expected.isinf()
-        parts = [f"a number at {int(gone.sum())} places where {expected[gone][0].item()} is expected"] * bool(
-            gone.any()
-        )
-        parts += [f"{found[new][0].item()} at {int(new.sum())} places where a number is expected"] * bool(
-            new.any()
-        )
-        return f"is {' and '.join(parts)} (of {found.numel()})"
+    if found.is_floating_point() and not torch.equal(found.isinf(), expected.isinf()):
+        return explain_infinities(found, expected)
     pattern = next((text for text in patterns(found, expected, allowed) if text), None)
     if pattern is not None:
         return pattern
@@ -160,6 +152,17 @@ def explain(found: Tensor, expected: Tensor, apart: Tensor, allowed: float) -> s
         f"differs {where(apart)}; most at {place}: {found[tuple(place)].item():.6g} instead of "
         f"{expected[tuple(place)].item():.6g}"
     )
+
+
+def explain_infinities(found: Tensor, expected: Tensor) -> str:
+    """How many infinities are missing, and how many are there that should not be."""
+    missing, extra = expected.isinf() & ~found.isinf(), found.isinf() & ~expected.isinf()
+    parts = []
+    if missing.any():
+        parts.append(f"a number where {expected[missing][0].item()} is expected {where(missing)}")
+    if extra.any():
+        parts.append(f"{found[extra][0].item()} where a number is expected {where(extra)}")
+    return "is " + "; and ".join(parts)
 
 
 def explain_booleans(found: Tensor, expected: Tensor) -> str:

@@ -1,4 +1,4 @@
-"""What a function's gradients tell about what it looks at."""
+"""What tests of exercises ask of a function: what it looks at, and whether its bits are beyond dispute."""
 
 from collections.abc import Callable
 
@@ -30,3 +30,11 @@ def looks_ahead(
         if seen and max(seen) > place + shift:
             return place, max(seen)
     return None
+
+
+def settled(value: Tensor, dtype: torch.dtype, room: float = 2e-6) -> Tensor:
+    """Where a value, computed in fp64, rounds to a narrow dtype the same way whatever fp32 does to it before.
+
+    Elsewhere it lies within `room` of the middle between two neighbours, and right answers differ in a bit.
+    """
+    return (value - room).to(dtype) == (value + room).to(dtype)

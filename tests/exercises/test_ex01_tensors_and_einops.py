@@ -2,6 +2,7 @@
 
 import torch
 
+from minilm.course.probes import settled
 from minilm.course.spec import Case, Unit
 
 UNIT = Unit(1, "tensors_and_einops")
@@ -16,7 +17,10 @@ split_heads = UNIT.exercise(
     hints=(
         "Two steps: cut the last axis in two, then let two axes change places.",
         "After the cut the shape is [batch, length, heads, head_dim]. Which two axes are still exchanged?",
-        "x.reshape(batch, length, num_heads, -1).transpose(1, 2), after looking at the remainder of the width.",
+        (
+            "x.reshape(batch, length, num_heads, -1).transpose(1, 2), after "
+            "looking at the remainder of the width."
+        ),
     ),
 )
 
@@ -56,7 +60,8 @@ def _(x, num_heads):
 
 @split_heads.mistake(
     "every n-th number",
-    "Your head h takes every num_heads-th number of a token, not a slice: you cut (head_dim heads), and it is "
+    "Your head h takes every num_heads-th number of a token, not a slice: "
+    "you cut (head_dim heads), and it is "
     "(heads head_dim).",
     "A model trained with your order works as well, but every published checkpoint stores heads as slices.",
     "notebook 01, Heads split and merged",
@@ -128,7 +133,9 @@ def _(draw):
 def _(answer, draw):
     x = draw.normal(2, 5, 6)
     heads = torch.stack(x.split(2, dim=-1), dim=1)  # a copy: its memory runs head by head
-    assert torch.equal(answer(heads), x), "Cutting a token into 3 slices and merging them gives another token."
+    assert torch.equal(answer(heads), x), (
+        "Cutting a token into 3 slices and merging them gives another token."
+    )
 
 
 @merge_heads.mistake(
@@ -285,19 +292,11 @@ masked_mean = UNIT.exercise(
 )
 
 
-def settled(value, dtype):
-    """Whether no value lies so near to the middle between two neighbours of a narrow dtype that the last bits of
-    fp32 decide how it is rounded: then every right answer has the same bits.
-    """
-    room = 2e-6
-    return torch.equal((value - room).to(dtype), (value + room).to(dtype))
-
-
 def draw_settled(draw, mask):
     """bf16 inputs whose masked mean rounds to the same bits in whichever order it is summed."""
     while True:
         x = draw.normal(*mask.shape, 6, dtype=torch.bfloat16)
-        if settled(average(x.double(), mask), torch.bfloat16):
+        if settled(average(x.double(), mask), torch.bfloat16).all():
             return x
 
 
@@ -353,7 +352,10 @@ def _(x, mask):
 @masked_mean.mistake(
     "mask reversed",
     "You take the mean of the padding: your mask says True where it should say False.",
-    "Libraries disagree: 1 is a real token here and in transformers, True is padding in nn.MultiheadAttention.",
+    (
+        "Libraries disagree: 1 is a real token here and in transformers, True is "
+        "padding in nn.MultiheadAttention."
+    ),
     "notebook 02, Masks",
 )
 def _(x, mask):
@@ -362,7 +364,10 @@ def _(x, mask):
 
 @masked_mean.mistake(
     "one count for the batch",
-    "You divide every row by the number of real tokens in the whole batch: the sum over the mask lacks dim=1.",
+    (
+        "You divide every row by the number of real tokens in the whole batch: "
+        "the sum over the mask lacks dim=1."
+    ),
     "The vector of a text depends on the length of its neighbours. With one row nothing shows.",
     "notebook 01, First by hand",
 )
@@ -372,7 +377,10 @@ def _(x, mask):
 
 @masked_mean.mistake(
     "summed as it comes",
-    "You sum in x's dtype: in fp16 the sum leaves the range and becomes inf, in bf16 it is rounded too early.",
+    (
+        "You sum in x's dtype: in fp16 the sum leaves the range and becomes inf, "
+        "in bf16 it is rounded too early."
+    ),
     "A long text in fp16 gives an infinite vector, and everything computed from it is NaN.",
     "notebook 01, Rounding",
 )

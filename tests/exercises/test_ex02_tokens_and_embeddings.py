@@ -109,7 +109,10 @@ def _(sequences, pad_id, side):
 @pad_batch.mistake(
     "mask reversed",
     "Your mask is 1 at padding: it is 1 at real tokens.",
-    "The model reads nothing but padding. Some libraries do mean True = padding, so look before you pass one.",
+    (
+        "The model reads nothing but padding. Some libraries do mean True = "
+        "padding, so look before you pass one."
+    ),
     "notebook 02, Masks",
 )
 def _(sequences, pad_id, side):
@@ -211,7 +214,10 @@ def _(attention_mask):
 @position_ids_from_mask.mistake(
     "negative at padding",
     "Padding on the left gets position -1 from you.",
-    "A table of learned positions raises an error for -1, or gives its last row where it is indexed directly.",
+    (
+        "A table of learned positions raises an error for -1, or gives its last "
+        "row where it is indexed directly."
+    ),
     "notebook 02, Positions from the mask",
 )
 def _(attention_mask):
@@ -220,7 +226,8 @@ def _(attention_mask):
 
 @position_ids_from_mask.mistake(
     "zero at padding",
-    "You set the position to 0 at all padding, as transformers' generate does; here padding behind real tokens "
+    "You set the position to 0 at all padding, as transformers' generate "
+    "does; here padding behind real tokens "
     "keeps the position of the last of them.",
     "No output of a real token changes. The two conventions differ only when positions are compared.",
     "notebook 02, Four models",
@@ -231,7 +238,8 @@ def _(attention_mask):
 
 @position_ids_from_mask.mistake(
     "one at padding",
-    "You set the position to 1 at padding, as much published code does; here padding keeps the position of the "
+    "You set the position to 1 at padding, as much published code does; here "
+    "padding keeps the position of the "
     "last real token before it, or 0.",
     "No output of a real token changes. The conventions differ only when positions are compared.",
     "notebook 02, Positions from the mask",
@@ -262,7 +270,10 @@ embed = UNIT.exercise(
     hints=(
         "A table indexed with a tensor of ids gives one row for every id.",
         "A Python float is not rounded before a product with a bf16 tensor; a tensor of that dtype is.",
-        "table[input_ids] * torch.tensor(scale, dtype=table.dtype), after a look at the smallest and largest id.",
+        (
+            "table[input_ids] * torch.tensor(scale, dtype=table.dtype), after a "
+            "look at the smallest and largest id."
+        ),
     ),
 )
 
@@ -291,7 +302,10 @@ def _(answer, draw):
 @embed.mistake(
     "scale not rounded",
     "You multiply by the scale with all its digits and round the product only.",
-    "In bf16 Gemma's vectors are off by a part in a thousand from the first step on, and its logits with them.",
+    (
+        "In bf16 Gemma's vectors are off by a part in a thousand from the first "
+        "step on, and its logits with them."
+    ),
     "notebook 02, Four models",
 )
 def _(input_ids, table, scale=None):
@@ -343,7 +357,8 @@ def _(input_ids, table, scale=None):
 
 @embed.mistake(
     "no gradient",
-    "Your values are right, and no gradient reaches the table: detach, .data, .tolist() or a new tensor made of "
+    "Your values are right, and no gradient reaches the table: detach, .data, "
+    ".tolist() or a new tensor made of "
     "its numbers cuts the way back.",
     "The table would keep its first random vectors for the whole of training.",
     "notebook 02, The real thing",

@@ -2,17 +2,10 @@
 
 import torch
 
+from minilm.course.probes import settled
 from minilm.course.spec import Case, Unit
 
 UNIT = Unit(3, "normalization")
-
-
-def settled(value, dtype):
-    """Whether no value lies so near to the middle between two neighbours of a narrow dtype that the last bits of
-    fp32 decide how it is rounded: then every right answer has the same bits.
-    """
-    room = 2e-6
-    return torch.equal((value - room).to(dtype), (value + room).to(dtype))
 
 
 def draw_settled(draw, rounded, means):
@@ -22,7 +15,7 @@ def draw_settled(draw, rounded, means):
     dtype = torch.bfloat16
     while True:
         args = [draw.normal(5, 9, dtype=dtype), *((m + draw.normal(9, scale=0.3)).to(dtype) for m in means)]
-        if settled(rounded(*(arg.double() for arg in args), 1e-6), dtype):
+        if settled(rounded(*(arg.double() for arg in args), 1e-6), dtype).all():
             return *args, 1e-6
 
 
@@ -46,7 +39,10 @@ layer_norm = UNIT.exercise(
     difficulty=1,
     hints=(
         "Four steps: subtract the mean, divide by the standard deviation, scale, shift. In which dtype?",
-        "x.float() first. keepdim=True keeps the axis of a mean, so that it can be subtracted from every number.",
+        (
+            "x.float() first. keepdim=True keeps the axis of a mean, so that it can "
+            "be subtracted from every number."
+        ),
         "With c = x - mean: (c * rsqrt(c.pow(2).mean(-1, keepdim=True) + eps) * weight + bias), all in fp32.",
     ),
 )
@@ -125,7 +121,10 @@ def _(x, weight, bias, eps):
     "x.std() + eps",
     "You divide by torch.std plus eps. Two things are off: torch.std divides by hidden - 1, and eps belongs "
     "under the root.",
-    "So LayerNorm stands in many tutorials. A small model trained with it works; a checkpoint does not fit it.",
+    (
+        "So LayerNorm stands in many tutorials. A small model trained with it "
+        "works; a checkpoint does not fit it."
+    ),
     "notebook 03, First by hand",
 )
 def _(x, weight, bias, eps):
@@ -135,7 +134,10 @@ def _(x, weight, bias, eps):
 @layer_norm.mistake(
     "no root",
     "You divide by the variance itself: the square root is missing.",
-    "Vectors of small numbers become huge and those of large numbers tiny, the reverse of what a norm is for.",
+    (
+        "Vectors of small numbers become huge and those of large numbers tiny, "
+        "the reverse of what a norm is for."
+    ),
     "notebook 03, First by hand",
 )
 def _(x, weight, bias, eps):
@@ -174,7 +176,8 @@ def _(x, weight, bias, eps):
 
 @layer_norm.mistake(
     "all in x's dtype",
-    "You compute in the dtype of x. In fp16 the squares of large numbers become inf, and the normalised vector "
+    "You compute in the dtype of x. In fp16 the squares of large numbers "
+    "become inf, and the normalised vector "
     "0; in bf16 every step is rounded.",
     "A model in fp16 goes on with the bias alone, and nothing fails.",
     "notebook 03, Rounding order",
@@ -233,7 +236,8 @@ def _(answer, draw):
 
 @rms_norm.mistake(
     "all in x's dtype",
-    "You compute in the dtype of x. In fp16 the square of 300 is inf, and the vector becomes 0; in bf16 every "
+    "You compute in the dtype of x. In fp16 the square of 300 is inf, and "
+    "the vector becomes 0; in bf16 every "
     "step is rounded.",
     "A model in fp16 goes on with zeros, and nothing fails.",
     "notebook 03, Break it",
@@ -266,7 +270,10 @@ def _(x, weight, eps):
 @rms_norm.mistake(
     "no root",
     "You divide by the mean of the squares itself: the square root is missing.",
-    "Vectors of small numbers become huge and those of large numbers tiny, the reverse of what a norm is for.",
+    (
+        "Vectors of small numbers become huge and those of large numbers tiny, "
+        "the reverse of what a norm is for."
+    ),
     "notebook 03, First by hand",
 )
 def _(x, weight, eps):
@@ -377,7 +384,10 @@ def _(x, weight, eps):
 
 @gemma_rms_norm.mistake(
     "rounded before the weight",
-    "You round the normalised vector before you multiply. That is Llama's order: Gemma rounds once, at the end.",
+    (
+        "You round the normalised vector before you multiply. That is Llama's "
+        "order: Gemma rounds once, at the end."
+    ),
     "In bf16 about a quarter of all outputs differ in the last bit, and greedy text may part ways.",
     "notebook 03, Rounding order",
 )
@@ -398,7 +408,8 @@ def _(x, weight, eps):
 
 @gemma_rms_norm.mistake(
     "all in x's dtype",
-    "You compute in the dtype of x. In fp16 the square of 300 is inf, and the vector becomes 0; in bf16 every "
+    "You compute in the dtype of x. In fp16 the square of 300 is inf, and "
+    "the vector becomes 0; in bf16 every "
     "step is rounded.",
     "A model in fp16 goes on with zeros, and nothing fails.",
     "notebook 03, Break it",

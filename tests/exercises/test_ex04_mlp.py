@@ -4,18 +4,16 @@ import math
 
 import torch
 
+from minilm.course.probes import settled
 from minilm.course.spec import Case, Unit
 
 UNIT = Unit(4, "mlp")
 
 
-def settled(draw, function, count, dtype):
-    """Numbers whose images do not lie so near to the middle between two neighbours of a narrow dtype that the
-    last bits of fp32 decide how they are rounded: there every right answer has the same bits.
-    """
+def draw_settled(draw, function, count, dtype):
+    """Numbers whose images round to the same bits, however they are computed."""
     x = 2 * draw.normal(8 * count, dtype=dtype)
-    value, room = function(x.double()), 2e-6
-    return x[(value - room).to(dtype) == (value + room).to(dtype)][:count]
+    return x[settled(function(x.double()), dtype)][:count]
 
 
 def activation_inputs(draw, function):
@@ -23,7 +21,7 @@ def activation_inputs(draw, function):
     yield Case((2 * draw.normal(3, 4, 5),), "float32", gradient=True)
     yield Case((torch.tensor([0.0, 1.0, -1.0]),), "0, 1 and -1")
     for dtype in (torch.bfloat16, torch.float16):
-        yield Case((settled(draw, function, 60, dtype),), f"{dtype}: to the bit", exact=True)
+        yield Case((draw_settled(draw, function, 60, dtype),), f"{dtype}: to the bit", exact=True)
     large = torch.tensor([100.0, -100.0, 50.0, -50.0, 300.0, -300.0])
     yield Case((large,), "large numbers", gradient=True)
     yield Case((large.half(),), "large numbers in float16")
@@ -49,7 +47,10 @@ gelu_tanh = UNIT.exercise(
 )
 
 
-def gelu(x, cubic=0.044715, power=3, root=math.sqrt(2 / math.pi), half=0.5, in_fp32=True):
+ROOT = math.sqrt(2 / math.pi)
+
+
+def gelu(x, cubic=0.044715, power=3, root=ROOT, half=0.5, in_fp32=True):
     """The tanh GELU with the places where people go wrong."""
     v = wide(x) if in_fp32 else x
     return (half * v * (1 + torch.tanh(root * (v + cubic * v.pow(power))))).to(x.dtype)
@@ -69,7 +70,8 @@ def _(answer, draw):
 @gelu_tanh.mistake(
     "the exact GELU",
     "You compute the exact GELU, with the error function in place of the tanh.",
-    "The two differ in the fourth digit. GPT-NeoX uses the exact one unless a checkpoint says otherwise, Gemma "
+    "The two differ in the fourth digit. GPT-NeoX uses the exact one unless a "
+    "checkpoint says otherwise, Gemma "
     "and BigCode the tanh.",
     "notebook 04, GELU twice",
 )
@@ -130,7 +132,10 @@ def _(x):
 @gelu_tanh.mistake(
     "all in x's dtype",
     "You compute every step in the dtype of x, and each one is rounded.",
-    "1 + tanh is near 0 for negative x: in bf16 most of its digits are gone there, and the tail of GELU with it.",
+    (
+        "1 + tanh is near 0 for negative x: in bf16 most of its digits are gone "
+        "there, and the tail of GELU with it."
+    ),
     "notebook 04, GELU twice",
 )
 def _(x):
@@ -205,7 +210,8 @@ def _(x):
 
 @silu.mistake(
     "exp overflows",
-    "You write the sigmoid as 1 / (1 + exp(-x)). For x below -88 the exponential is infinite: the value is still "
+    "You write the sigmoid as 1 / (1 + exp(-x)). For x below -88 the "
+    "exponential is infinite: the value is still "
     "right, and the gradient is NaN.",
     "One such number in training makes NaN of every weight before it, after a forward pass that looks fine.",
     "notebook 04, Break it",
@@ -255,7 +261,10 @@ gated_mlp = UNIT.exercise(
     difficulty=1,
     hints=(
         "Three matrix products, one activation, one product place by place. Write the shapes beside each.",
-        "A weight [out, in] must be transposed before x can be multiplied by it; or use nn.functional.linear.",
+        (
+            "A weight [out, in] must be transposed before x can be multiplied by "
+            "it; or use nn.functional.linear."
+        ),
         "(activation(x @ gate_weight.T) * (x @ up_weight.T)) @ down_weight.T",
     ),
 )
@@ -370,7 +379,10 @@ def _(x, gate, up, down, activation):
 
 @gated_mlp.mistake(
     "weights not transposed",
-    "You multiply by the weights as they are stored: [out, in], where a product from the right needs [in, out].",
+    (
+        "You multiply by the weights as they are stored: [out, in], where a "
+        "product from the right needs [in, out]."
+    ),
     "Square matrices hide it: shapes fit, and every value is wrong.",
     "notebook 04, First by hand",
 )

@@ -51,7 +51,8 @@ def _(answer, draw):
     found = answer(rotary_dim, theta)
     ratio = found[:-1] / found[1:]
     assert torch.allclose(ratio, torch.tensor(theta ** (2 / rotary_dim)), rtol=1e-4), (
-        f"For rotary_dim {rotary_dim} and theta {theta:g}, it is {ratio[0]:.4g} times for the first two pairs "
+        f"For rotary_dim {rotary_dim} and theta {theta:g}, it is {ratio[0]:.4g} "
+        f"times for the first two pairs "
         f"and {ratio[-1]:.4g} times for the last two, expected {theta ** (2 / rotary_dim):.4g}."
     )
 
@@ -95,7 +96,8 @@ def _(rotary_dim, theta):
 @inverse_frequencies.mistake(
     "down to 1/theta",
     "Your exponents run from 0 to 1 with both ends: the last one should stay one step below 1.",
-    "All pairs but the first turn a little too slowly. The loss of tiny-qwen2 rises by 0.02 nats: it is easily "
+    "All pairs but the first turn a little too slowly. The loss of tiny-qwen2 "
+    "rises by 0.02 nats: it is easily "
     "overlooked.",
     "notebook 05, First by hand",
 )
@@ -139,7 +141,8 @@ cos_sin = UNIT.exercise(
     hints=(
         "Every position meets every frequency: which shapes broadcast to [batch, length, half_rotary]?",
         "position_ids[..., None] * inv_freq are the angles. Join them with themselves along the last axis.",
-        "angles = position_ids[..., None].float() * inv_freq, then torch.cat((angles, angles), dim=-1); cos and "
+        "angles = position_ids[..., None].float() * inv_freq, then "
+        "torch.cat((angles, angles), dim=-1); cos and "
         "sin of it, and .to(dtype) last.",
     ),
 )
@@ -149,7 +152,9 @@ cos_sin = UNIT.exercise(
 def _(draw):
     frequencies = slower_and_slower(3, float(draw.integer(20, 2000)))
     yield Case((draw.integers(0, 40, 2, 5), frequencies, torch.float32), "fp32")
-    yield Case((draw.integers(0, 900, 1, 1), slower_and_slower(1, 10.0), torch.float32), "one token, one pair")
+    yield Case(
+        (draw.integers(0, 900, 1, 1), slower_and_slower(1, 10.0), torch.float32), "one token, one pair"
+    )
     # Odd positions in a range where the half precisions hold even numbers only.
     for dtype, start in ((torch.bfloat16, 256), (torch.float16, 2048)):
         positions = start + 1 + 2 * draw.integers(0, 60, 2, 4)
@@ -184,7 +189,10 @@ def _(position_ids, inv_freq, dtype):
 @cos_sin.mistake(
     "half as wide",
     "You return each angle once; both dimensions of a pair need it.",
-    "The product with a head has no matching shapes, or it turns half of the head as if it were partial rotary.",
+    (
+        "The product with a head has no matching shapes, or it turns half of the "
+        "head as if it were partial rotary."
+    ),
     "notebook 05, Halves and pairs",
 )
 def _(position_ids, inv_freq, dtype):
@@ -360,7 +368,8 @@ apply_rope = UNIT.exercise(
     difficulty=2,
     hints=(
         "Multiply out what one pair becomes, and find rotate_half in it. Then: which axis does cos not have?",
-        "x * cos + rotate_half(x) * sin, with cos and sin as [batch, 1, length, rotary], once for the query and "
+        "x * cos + rotate_half(x) * sin, with cos and sin as [batch, 1, length, "
+        "rotary], once for the query and "
         "once for the key.",
         "Partial: cut x[..., :cos.shape[-1]], turn only that piece, and join the rest to it unchanged.",
     ),
@@ -448,7 +457,8 @@ def quarter_turn_of_neighbours(x):
 @apply_rope.mistake(
     "pairs of neighbours",
     "You turn the pairs (x_0, x_1), (x_2, x_3), … instead of (x_i, x_{i + half}).",
-    "It keeps every law of RoPE, and it is another model: the first 8 tokens of tiny-qwen2 lose 0.1 nats each, "
+    "It keeps every law of RoPE, and it is another model: the first 8 tokens "
+    "of tiny-qwen2 lose 0.1 nats each, "
     "those after 200 tokens 1.2.",
     "notebook 05, Break it",
 )
@@ -481,7 +491,8 @@ def _(query, key, cos, sin):
 @apply_rope.mistake(
     "the other way round",
     "You turn by -φ: x * cos - rotate_half(x) * sin.",
-    "Every law of RoPE holds, so nothing shows in a fresh model. A trained one takes the past for the future: "
+    "Every law of RoPE holds, so nothing shows in a fresh model. A trained "
+    "one takes the past for the future: "
     "the loss of tiny-qwen2 rises from 4.1 to 5.1 nats.",
     "notebook 05, Relative by construction",
 )
@@ -523,7 +534,10 @@ def _(query, key, cos, sin):
 @apply_rope.mistake(
     "the rest dropped",
     "Where cos is narrower than a head, you return the dimensions that turn and drop the others.",
-    "Queries still fit the keys, so nothing complains, and the loss of tiny-gpt-neox rises by 0.05 nats only.",
+    (
+        "Queries still fit the keys, so nothing complains, and the loss of "
+        "tiny-gpt-neox rises by 0.05 nats only."
+    ),
     "notebook 05, Partial rotary",
 )
 def _(query, key, cos, sin):
@@ -559,7 +573,8 @@ pairs_to_halves = UNIT.exercise(
     hints=(
         "Number the rows of one head 0 … 5 and write down the order that you want.",
         "Give the rows three axes, [heads, pairs, 2]. Which two have to change places?",
-        "weight.view(num_heads, -1, 2, hidden).transpose(1, 2).reshape(weight.shape), after refusing rows that "
+        "weight.view(num_heads, -1, 2, hidden).transpose(1, "
+        "2).reshape(weight.shape), after refusing rows that "
         "do not make whole pairs.",
     ),
 )

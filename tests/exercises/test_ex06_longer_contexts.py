@@ -22,9 +22,15 @@ interpolated_cos_sin = UNIT.exercise(
     minutes=10,
     difficulty=1,
     hints=(
-        "A text of 4000 tokens should look to the model like one of 1000. Where does its last token stand then?",
+        (
+            "A text of 4000 tokens should look to the model like one of 1000. Where "
+            "does its last token stand then?"
+        ),
         "Divide the positions by factor, as fractions, and go on as in exercise 5.2.",
-        "angles = position_ids[..., None].float() / factor * inv_freq; join them twice, cos, sin, .to(dtype).",
+        (
+            "angles = position_ids[..., None].float() / factor * inv_freq; join "
+            "them twice, cos, sin, .to(dtype)."
+        ),
     ),
 )
 
@@ -48,7 +54,9 @@ def _(answer, draw):
     trained = answer(positions, inv_freq, 1.0, torch.float32)
     longer = answer(positions * 3, inv_freq, 3.0, torch.float32)
     for one, other in zip(trained, longer, strict=True):
-        assert torch.allclose(one, other, atol=1e-4), "With factor 3, position 3p differs from p with factor 1."
+        assert torch.allclose(one, other, atol=1e-4), (
+            "With factor 3, position 3p differs from p with factor 1."
+        )
 
 
 def cos_sin(angles, dtype):
@@ -129,7 +137,11 @@ def _(draw):
     yield Case((4, 10_000.0, 2.0, 100, 100), "just the trained length")
     yield Case((8, 10_000.0, 2.0, 64, 40), "shorter than the trained length")
     for index in range(3):
-        rotary_dim, theta, trained = 2 * draw.integer(3, 6), float(draw.integer(50, 2000)), draw.integer(20, 90)
+        rotary_dim, theta, trained = (
+            2 * draw.integer(3, 6),
+            float(draw.integer(50, 2000)),
+            draw.integer(20, 90),
+        )
         seq_len = trained + draw.integer(10, 300)
         yield Case((rotary_dim, theta, draw.integer(4, 12) / 2, trained, seq_len), f"longer, {index + 1}")
     yield Case((2, 10_000.0, 2.0, 100, 200), refused="rotary_dim is 2")
@@ -143,7 +155,9 @@ def _(answer, draw):
     longer = answer(rotary_dim, 10_000.0, factor, 100, 350)
     ratio = trained / longer
     assert abs(ratio[0] - 1) < 1e-4, f"The first pair is {ratio[0]:.4g} times slower at 350 tokens."
-    assert abs(ratio[-1] - 6) < 1e-2, f"At 350 tokens s is 6, and the slowest pair {ratio[-1]:.4g} times slower."
+    assert abs(ratio[-1] - 6) < 1e-2, (
+        f"At 350 tokens s is 6, and the slowest pair {ratio[-1]:.4g} times slower."
+    )
 
 
 def ntk(rotary_dim, theta, factor, max_positions, length, s=None, exponent=None):
@@ -237,7 +251,8 @@ llama3_frequencies = UNIT.exercise(
     difficulty=2,
     hints=(
         "How many positions does a pair need for one turn of 2π, if it makes inv_freq radians per position?",
-        "The share that stays is (turns - low_freq_factor) / (high_freq_factor - low_freq_factor), kept within "
+        "The share that stays is (turns - low_freq_factor) / (high_freq_factor "
+        "- low_freq_factor), kept within "
         "0 and 1.",
         "turns = original_max_positions * inv_freq / (2π); clamp the share to 0 … 1, then "
         "share * inv_freq + (1 - share) * inv_freq / factor.",
@@ -346,7 +361,8 @@ def _(inv_freq, factor, low_freq_factor, high_freq_factor, original_max_position
 
 @llama3_frequencies.mistake(
     "in between all divided",
-    "You divide every pair that makes fewer than high_freq_factor turns: the blend is missing, or the two bounds "
+    "You divide every pair that makes fewer than high_freq_factor turns: the "
+    "blend is missing, or the two bounds "
     "are exchanged.",
     "Two pairs of almost one wavelength end up factor apart.",
     "notebook 06, Llama 3",

@@ -16,9 +16,18 @@ stable_softmax = UNIT.exercise(
     minutes=10,
     difficulty=1,
     hints=(
-        "What happens to the weights when you add 5 to every score of a row? So which number may you subtract?",
-        "Subtract each row's own maximum (keepdim=True keeps the axis to broadcast along), then exp, then divide.",
-        "scores = scores.float(); e = (scores - scores.amax(-1, keepdim=True)).exp(); e / e.sum(-1, keepdim=True).",
+        (
+            "What happens to the weights when you add 5 to every score of a row? "
+            "So which number may you subtract?"
+        ),
+        (
+            "Subtract each row's own maximum (keepdim=True keeps the axis to "
+            "broadcast along), then exp, then divide."
+        ),
+        (
+            "scores = scores.float(); e = (scores - scores.amax(-1, "
+            "keepdim=True)).exp(); e / e.sum(-1, keepdim=True)."
+        ),
     ),
 )
 
@@ -44,7 +53,9 @@ def _(draw):
 @stable_softmax.law("every row sums to 1, and no weight is negative")
 def _(answer, draw):
     weights = answer(draw.normal(4, 9, scale=3.0))
-    assert torch.allclose(weights.sum(-1), torch.ones(4), atol=1e-5), f"The sums are {weights.sum(-1).tolist()}."
+    assert torch.allclose(weights.sum(-1), torch.ones(4), atol=1e-5), (
+        f"The sums are {weights.sum(-1).tolist()}."
+    )
     assert (weights >= 0).all(), "There is a negative weight."
 
 
@@ -71,7 +82,10 @@ def softmax(scores, dim=-1, maximum=lambda scores: scores.amax(-1, keepdim=True)
 
 @stable_softmax.mistake(
     "no maximum",
-    "You take exp of the scores as they are: beyond 88 it is infinite in fp32, and infinity / infinity is NaN.",
+    (
+        "You take exp of the scores as they are: beyond 88 it is infinite in "
+        "fp32, and infinity / infinity is NaN."
+    ),
     "All is well until one query matches a key too well. Then its row is NaN, and soon everything is.",
     "notebook 07, Softmax in fp32",
 )
@@ -92,7 +106,10 @@ def _(scores):
 @stable_softmax.mistake(
     "the wrong axis",
     "You normalise along another axis; the keys stand on the last one.",
-    "Rows of a batch, heads or queries then share out one key among them, and what a token reads does not sum to 1.",
+    (
+        "Rows of a batch, heads or queries then share out one key among them, and "
+        "what a token reads does not sum to 1."
+    ),
     "notebook 07, First by hand",
 )
 def _(scores):
@@ -149,10 +166,12 @@ attention = UNIT.exercise(
     minutes=20,
     difficulty=2,
     hints=(
-        "For one query: compare it with every key, make weights of the scores, add up the weighted values. Which "
+        "For one query: compare it with every key, make weights of the scores, "
+        "add up the weighted values. Which "
         "product of matrices does the first step for all queries?",
         "query @ key.transpose(-1, -2) / √head_dim; where the mask is False, -inf; softmax; @ value.",
-        "scores.masked_fill(~mask, -torch.inf), stable_softmax(scores).nan_to_num(0.0).to(query.dtype), and return "
+        "scores.masked_fill(~mask, -torch.inf), "
+        "stable_softmax(scores).nan_to_num(0.0).to(query.dtype), and return "
         "weights @ value, weights.",
     ),
 )
@@ -255,7 +274,10 @@ def _(query, key, value, mask=None):
 @attention.mistake(
     "mask reversed",
     "You hide the keys where mask is True; True means visible.",
-    "A token sees the future alone, and the last one sees nothing. torch's own modules disagree on this sign.",
+    (
+        "A token sees the future alone, and the last one sees nothing. torch's "
+        "own modules disagree on this sign."
+    ),
     "notebook 09, Break it",
 )
 def _(query, key, value, mask=None):
@@ -334,9 +356,11 @@ split_qkv_per_head = UNIT.exercise(
     difficulty=2,
     hints=(
         "Write down the features of two heads of width 2, with a name such as k1 for each. Where is k1?",
-        "First the heads: view the features as [num_heads, 3 · head_dim]. Each piece is then a query, a key and a "
+        "First the heads: view the features as [num_heads, 3 · head_dim]. Each "
+        "piece is then a query, a key and a "
         "value.",
-        "qkv.view(batch, length, num_heads, -1).transpose(1, 2).chunk(3, dim=-1), after refusing what does not "
+        "qkv.view(batch, length, num_heads, -1).transpose(1, 2).chunk(3, "
+        "dim=-1), after refusing what does not "
         "divide.",
     ),
 )
@@ -374,7 +398,10 @@ def per_head(qkv, num_heads, pattern=(0, 1, 2)):
 @split_qkv_per_head.mistake(
     "in blocks",
     "You cut the features into three blocks, all queries, all keys, all values; here they go head by head.",
-    "All shapes are right, and with one head all values. The loss of tiny-gpt-neox rises from 3.7 to 5.2 nats.",
+    (
+        "All shapes are right, and with one head all values. The loss of "
+        "tiny-gpt-neox rises from 3.7 to 5.2 nats."
+    ),
     "notebook 07, Break it",
 )
 def _(qkv, num_heads):
@@ -441,7 +468,8 @@ split_qkv_blocks = UNIT.exercise(
     hints=(
         "How wide are all query heads together, and how wide is what remains?",
         "Tensor.split takes a tuple of widths. Each block is then split into heads of head_dim.",
-        "rest = features - num_heads * head_dim; split into (num_heads * head_dim, rest // 2, rest // 2); each block "
+        "rest = features - num_heads * head_dim; split into (num_heads * head_dim, "
+        "rest // 2, rest // 2); each block "
         ".view(batch, length, -1, head_dim).transpose(1, 2).",
     ),
 )
@@ -547,6 +575,4 @@ def _(qkv, num_heads, head_dim):
 )
 def _(qkv, num_heads, head_dim):
     batch, length, _ = qkv.shape
-    return tuple(
-        part.reshape(batch, -1, length, head_dim) for part in blocks(qkv, num_heads, head_dim)
-    )
+    return tuple(part.reshape(batch, -1, length, head_dim) for part in blocks(qkv, num_heads, head_dim))

@@ -16,7 +16,10 @@ repeat_kv = UNIT.exercise(
     hints=(
         "Write down the heads of the result for two heads a, b and groups = 3. Which comes second?",
         "torch.repeat_interleave(x, groups, dim=1) does it. Without it: give x a new axis behind the heads.",
-        "x[:, :, None] has shape [batch, kv_heads, 1, length, head_dim]; expand the 1 to groups, then reshape.",
+        (
+            "x[:, :, None] has shape [batch, kv_heads, 1, length, head_dim]; "
+            "expand the 1 to groups, then reshape."
+        ),
     ),
 )
 
@@ -41,7 +44,10 @@ def _(answer, draw):
 @repeat_kv.mistake(
     "tiled",
     "Your heads are tiled, not repeated: heads a, b with groups = 2 become a, b, a, b, not a, a, b, b.",
-    "Head 1 reads key head 1 instead of 0. It cannot be seen with one key head or with as many as query heads.",
+    (
+        "Head 1 reads key head 1 instead of 0. It cannot be seen with one key "
+        "head or with as many as query heads."
+    ),
     "notebook 08, Break it",
 )
 def _(x, groups):

@@ -30,7 +30,10 @@ causal_mask = UNIT.exercise(
     minutes=10,
     difficulty=1,
     hints=(
-        "Write down the positions of the keys, then those of the queries: with 2 queries and 4 keys, 2 and 3.",
+        (
+            "Write down the positions of the keys, then those of the queries: with "
+            "2 queries and 4 keys, 2 and 3."
+        ),
         "Compare a column of query positions with a row of key positions; broadcasting gives all pairs.",
         "Key j is visible to query i if j <= key_length - query_length + i. torch.arange gives both.",
     ),
@@ -141,7 +144,10 @@ sliding_window_mask = UNIT.exercise(
     minutes=10,
     difficulty=1,
     hints=(
-        "For one query, number the keys by how far behind it they lie. Which numbers does a window of 3 keep?",
+        (
+            "For one query, number the keys by how far behind it they lie. Which "
+            "numbers does a window of 3 keep?"
+        ),
         "Take the causal mask, and find the second condition: a key that lies too far behind is hidden.",
         "distance = query position - key position; visible where distance >= 0 and distance < window.",
     ),
@@ -443,7 +449,10 @@ def _(mask, dtype):
 
 @mask_to_bias.mistake(
     "reversed",
-    "You put 0 where the mask is False and the lowest number where it is True: what should be seen is hidden.",
+    (
+        "You put 0 where the mask is False and the lowest number where it is "
+        "True: what should be seen is hidden."
+    ),
     "Each token sees exactly the future and the padding.",
     "notebook 09, Boolean and additive",
 )
@@ -529,7 +538,9 @@ def _(draw):
     queries = torch.tensor([[2, 3], [3, 4], [5, 6]])
     keys = torch.tensor([[3], [1], [0]]) + torch.arange(7)
     yield Case((queries, keys, draw.mask(3, 7, side="right").bool(), 3), "each row elsewhere, window 3")
-    yield Case((places, places, draw.mask(2, 6, empty_row=True).bool(), 1), "window 1, a row of padding alone")
+    yield Case(
+        (places, places, draw.mask(2, 6, empty_row=True).bool(), 1), "window 1, a row of padding alone"
+    )
     yield Case((places, places, everything.new_ones(1, 6), 0), refused="a window of 0")
 
 
@@ -577,7 +588,8 @@ def _(query_positions, key_positions, key_valid, window=None):
 @visible.mistake(
     "first row for all",
     "You use the positions of the first row for all rows.",
-    "With one text at a time nothing shows. In a batch whose rows have come to different lengths, all but the "
+    "With one text at a time nothing shows. In a batch whose rows have come "
+    "to different lengths, all but the "
     "first see the wrong keys.",
     "notebook 09, Static cache",
 )

@@ -30,7 +30,9 @@ def returned(cache, updates):
 def two(pair):
     """What update returned, if it is a pair."""
     if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-        raise TypeError(f"update should return two tensors, keys and values, and returned {type(pair).__name__}")
+        raise TypeError(
+            f"update should return two tensors, keys and values, and returned {type(pair).__name__}"
+        )
     return pair
 
 
@@ -44,7 +46,8 @@ dynamic_cache = UNIT.exercise(
     hints=(
         "What does the second update return after the first one had 5 tokens and it has 1? And the third?",
         "Join what is stored and what is new along the axis of the tokens, and store the result.",
-        "self.keys = torch.cat((self.keys, key), dim=2), likewise the values; the first time there is nothing "
+        "self.keys = torch.cat((self.keys, key), dim=2), likewise the values; "
+        "the first time there is nothing "
         "to join. Compare the shapes before.",
     ),
 )
@@ -194,7 +197,10 @@ static_cache = UNIT.exercise(
     minutes=15,
     difficulty=2,
     hints=(
-        "The cache does not count. Where a token goes, and that it goes there again, is the caller's business.",
+        (
+            "The cache does not count. Where a token goes, and that it goes there "
+            "again, is the caller's business."
+        ),
         "Make both buffers with torch.zeros in __init__; an assignment to an index writes into them.",
         "self.keys[:, :, positions] = key, likewise the values, and return both whole. Check positions.min() "
         "and positions.max() before.",
@@ -312,7 +318,8 @@ class _(Fixed):
 @static_cache.mistake(
     "new memory each time",
     "You return right values in a new tensor at each update, and not the buffers themselves.",
-    "Copying the whole cache for each token costs what the fixed buffers were to save, and a CUDA graph reads "
+    "Copying the whole cache for each token costs what the fixed buffers "
+    "were to save, and a CUDA graph reads "
     "the old address.",
     "notebook 10, Static",
 )
@@ -373,7 +380,9 @@ def _(draw):
     yield Case((4, pieces(draw, (7, 1, 1, 1))), "a prompt, then token by token", use=slide, exact=True)
     yield Case((3, pieces(draw, (2, 5, 3), dtype=torch.bfloat16)), "parts longer than the window, bf16",
                use=slide, exact=True)  # fmt: skip
-    yield Case((3, pieces(draw, (1,) * 5, batch=1, kv_heads=1)), "from the first token", use=slide, exact=True)
+    yield Case(
+        (3, pieces(draw, (1,) * 5, batch=1, kv_heads=1)), "from the first token", use=slide, exact=True
+    )
     yield Case((6, pieces(draw, (2, 1, 1))), "a text shorter than the window", use=slide, exact=True)
     yield Case((1, pieces(draw, (3, 1, 1))), "a window of one", use=slide, exact=True)
     yield Case((0, pieces(draw, (2,))), use=slide, refused="a window of 0")
@@ -472,7 +481,10 @@ class _(Sliding):
 
 @sliding_window_cache.mistake(
     "minus zero",
-    "With window 1 you keep everything: x[:, :, -(window - 1):] counts from the end, and -0 is the beginning.",
+    (
+        "With window 1 you keep everything: x[:, :, -(window - 1):] counts from "
+        "the end, and -0 is the beginning."
+    ),
     "Every other window works, so that it is found where somebody tries the smallest one.",
     "notebook 10, Sliding",
 )
@@ -503,7 +515,8 @@ reorder = UNIT.exercise(
     hints=(
         "For beam_index [2, 0, 0] and rows a, b, c: which row stands first in the new cache?",
         "A tensor indexed by a tensor of integers takes these rows, as often as they are named.",
-        "[(keys[beam_index], values[beam_index]) for keys, values in cache], after a look at beam_index.min() "
+        "[(keys[beam_index], values[beam_index]) for keys, values in cache], "
+        "after a look at beam_index.min() "
         "and .max().",
     ),
 )
@@ -530,9 +543,9 @@ def _(answer, draw):
     cache = pieces(draw, (3, 3), batch=4)
     first, second = draw.integers(0, 4, 4), draw.integers(0, 4, 4)
     twice, once = answer(answer(cache, first), second), answer(cache, first[second])
-    assert all(torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(twice, once, strict=True)), (
-        f"By {first.tolist()} and then by {second.tolist()} is not by {first[second].tolist()}."
-    )
+    assert all(
+        torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(twice, once, strict=True)
+    ), f"By {first.tolist()} and then by {second.tolist()} is not by {first[second].tolist()}."
 
 
 def each_layer(cache, beam_index, move):
@@ -592,7 +605,8 @@ def _(cache, beam_index):
 @reorder.mistake(
     "overwritten while copying",
     "You copy row after row inside one tensor: later rows read what earlier ones have overwritten.",
-    "As long as rows are only read before they are written nothing shows; two beams that change places become "
+    "As long as rows are only read before they are written nothing shows; "
+    "two beams that change places become "
     "one.",
     "notebook 10, Reorder",
 )
@@ -625,9 +639,13 @@ greedy_decode = UNIT.exercise(
     difficulty=2,
     hints=(
         "Keep three things from step to step: the whole text, the tokens that were not read yet, the cache.",
-        "The unread tokens stand at the end of the text. Before the first call these are all of it, then one.",
+        (
+            "The unread tokens stand at the end of the text. Before the first call "
+            "these are all of it, then one."
+        ),
         "positions = torch.arange(text.shape[1] - new.shape[1], text.shape[1])[None]; the next token is "
-        "logits[:, -1].argmax(-1, keepdim=True), which is both the new end of the text and what is read next.",
+        "logits[:, -1].argmax(-1, keepdim=True), which is both the new end of "
+        "the text and what is read next.",
     ),
 )
 
@@ -646,7 +664,11 @@ class Recorder:
 
     def __call__(self, input_ids, position_ids, cache):
         batch, length = input_ids.shape
-        if position_ids.ndim != 2 or position_ids.shape[0] not in (1, batch) or position_ids.shape[1] != length:
+        if (
+            position_ids.ndim != 2
+            or position_ids.shape[0] not in (1, batch)
+            or position_ids.shape[1] != length
+        ):
             raise RuntimeError(
                 f"the model was given input_ids of {[batch, length]} and position_ids of "
                 f"{list(position_ids.shape)}"
@@ -670,7 +692,12 @@ def record(answer, table, input_ids, steps):
 
 @greedy_decode.inputs
 def _(draw):
-    sizes = {"2 rows": (2, 5, 6), "a prompt of one token": (3, 1, 5), "1 step": (1, 7, 1), "no step": (2, 4, 0)}
+    sizes = {
+        "2 rows": (2, 5, 6),
+        "a prompt of one token": (3, 1, 5),
+        "1 step": (1, 7, 1),
+        "no step": (2, 4, 0),
+    }
     for label, (batch, length, steps) in sizes.items():
         case = draw.normal(61, 6), draw.integers(0, 61, batch, length), steps
         yield Case(case, label, use=record, exact=True)
@@ -807,7 +834,8 @@ def _(model, input_ids, steps):
 @greedy_decode.mistake(
     "end of the prompt read twice",
     "You read the prompt, and then its last token once more.",
-    "The first call has already scored what follows the prompt. The cache then holds the last token twice, and "
+    "The first call has already scored what follows the prompt. The cache "
+    "then holds the last token twice, and "
     "the choice may still be right.",
     "notebook 10, First by hand",
 )

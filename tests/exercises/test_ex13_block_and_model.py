@@ -91,7 +91,10 @@ def _(x, attention, mlp, norm_1, norm_2):
 
 @sequential_block.mistake(
     "post-norm",
-    "You normalise the stream after each addition: the block of the first transformer, not of a decoder today.",
+    (
+        "You normalise the stream after each addition: the block of the first "
+        "transformer, not of a decoder today."
+    ),
     "The stream is no longer a plain sum, so gradients shrink on their way through many layers, and weights "
     "trained with pre-norm give noise.",
     "notebook 13, The residual stream",
@@ -104,7 +107,10 @@ def _(x, attention, mlp, norm_1, norm_2):
 @sequential_block.mistake(
     "stream normalised",
     "You add each branch to the normalised copy that it read, not to the stream.",
-    "What the earlier layers wrote loses its size at every block. It comes from reusing one name: x = norm(x).",
+    (
+        "What the earlier layers wrote loses its size at every block. It comes "
+        "from reusing one name: x = norm(x)."
+    ),
     "notebook 13, Break it",
 )
 def _(x, attention, mlp, norm_1, norm_2):
@@ -239,7 +245,10 @@ def _(x, attention, mlp, norm_1, norm_2):
 @parallel_block.mistake(
     "stream twice",
     "You add x with each branch, so the stream doubles in every block.",
-    "After 24 layers the embedding is 2²⁴ times too large, and the final norm hides the size, not the damage.",
+    (
+        "After 24 layers the embedding is 2²⁴ times too large, and the final "
+        "norm hides the size, not the damage."
+    ),
     "notebook 13, The residual stream",
 )
 def _(x, attention, mlp, norm_1, norm_2):
@@ -304,7 +313,10 @@ def _(answer, draw):
 
 @residual_init_std.mistake(
     "one addition per layer",
-    "You divide by √num_layers: a layer adds to the stream twice, once after attention and once after the MLP.",
+    (
+        "You divide by √num_layers: a layer adds to the stream twice, once after "
+        "attention and once after the MLP."
+    ),
     "The stream of a new model then comes out √2 times as large as planned.",
     "notebook 13, Initialisation and depth",
 )
@@ -475,7 +487,9 @@ def _(answer, draw):
 @count_parameters.law("it is what the authors of real models publish")
 def _(answer, draw):
     for name, (config, published) in PUBLISHED.items():
-        assert answer(config) == published, f"{name} has {published} parameters, and you count {answer(config)}."
+        assert answer(config) == published, (
+            f"{name} has {published} parameters, and you count {answer(config)}."
+        )
 
 
 def count(config, *, tied=True, kv_heads=None, head_dim=None, biases=True, gate=True, norms=True,
@@ -501,7 +515,10 @@ def count(config, *, tied=True, kv_heads=None, head_dim=None, biases=True, gate=
 @count_parameters.mistake(
     "tied table twice",
     "You count the output head of models whose head is the embedding table itself.",
-    "In a small model the table is large: SmolLM2-135M would seem to have 162.8 million parameters, not 134.5.",
+    (
+        "In a small model the table is large: SmolLM2-135M would seem to have "
+        "162.8 million parameters, not 134.5."
+    ),
     "notebook 13, Parameters counted",
 )
 def _(config):
@@ -521,7 +538,10 @@ def _(config):
 @count_parameters.mistake(
     "head_dim from the hidden size",
     "You take hidden_size // num_heads for the width of a head; config.head_dim says what it is.",
-    "It is right for most models. Gemma-7B has heads of 256 where the quotient is 192, and Qwen3 differs too.",
+    (
+        "It is right for most models. Gemma-7B has heads of 256 where the "
+        "quotient is 192, and Qwen3 differs too."
+    ),
     "notebook 13, Four models",
 )
 def _(config):

@@ -23,8 +23,12 @@ read_safetensors_header = UNIT.exercise(
     difficulty=2,
     hints=(
         "Open the file as bytes. int.from_bytes(…, 'little') makes a number of the first eight.",
-        "The data begin at 8 + n. Compare n with the size of the file (os.path.getsize) before you read n bytes.",
-        "Sort the tensors by their offsets: each must begin where the one before it ended, the first at 0, and "
+        (
+            "The data begin at 8 + n. Compare n with the size of the file "
+            "(os.path.getsize) before you read n bytes."
+        ),
+        "Sort the tensors by their offsets: each must begin where the one "
+        "before it ended, the first at 0, and "
         "the last must end with the file.",
     ),
 )
@@ -94,7 +98,9 @@ def _(draw):
     yield case(file_of(two | {"b": entry("F16", [3], 6, 12)}, bytes(12)), refused="b overlaps a")
     yield case(file_of(two | {"b": entry("F16", [3], 10, 16)}, bytes(16)), refused="2 bytes between a and b")
     yield case(file_of(two | {"b": entry("F16", [3], 800, 806)}, bytes(14)), refused="b lies outside")
-    yield case(file_of(two | {"b": entry("F16", [4], 8, 14)}, bytes(14)), refused="6 bytes for 4 values of fp16")
+    yield case(
+        file_of(two | {"b": entry("F16", [4], 8, 14)}, bytes(14)), refused="6 bytes for 4 values of fp16"
+    )
     yield case(file_of(two | {"b": entry("F17", [3], 8, 14)}, bytes(14)), refused="there is no dtype F17")
 
 
@@ -118,7 +124,11 @@ def header_of(path, *, skip=("__metadata__",), start=lambda length, text: 8 + le
     header = json.loads(content[8 : 8 + length])
     first = start(length, content[8 : 8 + length].decode())
     return {
-        name: (each["dtype"], shape(each["shape"]), span(*(first + offset for offset in each["data_offsets"])))
+        name: (
+            each["dtype"],
+            shape(each["shape"]),
+            span(*(first + offset for offset in each["data_offsets"])),
+        )
         for name, each in header.items()
         if name not in skip
     }
@@ -204,7 +214,10 @@ rename = UNIT.exercise(
     hints=(
         "Cut the kind of parameter off the name first: only the module's path is looked up.",
         "Make a regular expression of a rule: (\\d+) where it has {}, re.escape for the pieces between.",
-        "re.fullmatch(pattern, module) gives the numbers as match.groups(); new.format(*numbers) puts them in.",
+        (
+            "re.fullmatch(pattern, module) gives the numbers as match.groups(); "
+            "new.format(*numbers) puts them in."
+        ),
     ),
 )
 
@@ -260,8 +273,18 @@ def _(answer, draw):
             assert answer(theirs, back) == ours, f"In {name}, {ours} becomes {theirs}, and not itself again."
 
 
-def renamed(name, rules, *, digits=r"\d+", escape=re.escape, match=re.fullmatch, kind=None, rest="", fill=True,
-            chain=False):  # fmt: skip
+def renamed(
+    name,
+    rules,
+    *,
+    digits=r"\d+",
+    escape=re.escape,
+    match=re.fullmatch,
+    kind=None,
+    rest="",
+    fill=True,
+    chain=False,
+):
     """Renaming with the places where people go wrong."""
     module, _, own_kind = name.rpartition(".")
     found = False
@@ -291,7 +314,8 @@ def _(name, rules):
 @rename.mistake(
     "rules in a chain",
     "You apply every rule in turn, each to what the one before it made.",
-    "A rule that makes norm_2 of norm_1 and one that makes norm_1 of norm_2 undo each other, and the two norms "
+    "A rule that makes norm_2 of norm_1 and one that makes norm_1 of norm_2 "
+    "undo each other, and the two norms "
     "come out unswapped.",
     "notebook 14, Break it",
 )
@@ -354,7 +378,10 @@ def _(name, rules):
 
 @rename.mistake(
     "dots for anything",
-    "A dot in a rule stands for any character with you, as in a regular expression: final.norm takes final_norm.",
+    (
+        "A dot in a rule stands for any character with you, as in a regular "
+        "expression: final.norm takes final_norm."
+    ),
     "Two modules whose paths differ by one character get one name. re.escape makes a dot a dot.",
     "notebook 14, Name rules",
 )
@@ -371,9 +398,13 @@ first_divergence = UNIT.exercise(
     difficulty=2,
     hints=(
         "Walk through trace_a in its order. What can go wrong before you have subtracted two results?",
-        "inf - inf is NaN, and so is everything with NaN in it; and NaN > tolerance is False. Treat equal values "
+        "inf - inf is NaN, and so is everything with NaN in it; and NaN > "
+        "tolerance is False. Treat equal values "
         "first, then NaN.",
-        "gap = (a.float() - b.float()).abs(); gap[a == b] = 0; gap.nan_to_num(nan=inf). Compare shapes before.",
+        (
+            "gap = (a.float() - b.float()).abs(); gap[a == b] = 0; "
+            "gap.nan_to_num(nan=inf). Compare shapes before."
+        ),
     ),
 )
 
@@ -413,7 +444,9 @@ def _(draw):
     yield case(*traces(draw), 0.0, "no difference")
     yield case(*traces(draw, query=0.5, context=-2.0, logits=30.0), 0.01, "errors that grow")
     yield case(*traces(draw, query=-0.5 * sign, scores=0.5 * sign), 0.01, "errors of both signs")
-    yield case(*traces(draw, norm=0.125, context=3.0), 1.0, "a difference within the tolerance, then a larger one")
+    yield case(
+        *traces(draw, norm=0.125, context=3.0), 1.0, "a difference within the tolerance, then a larger one"
+    )
 
     a, b = traces(draw, logits=1.0)
     b["scores"][0, 0, 0] = math.nan
@@ -456,8 +489,20 @@ def _(answer, draw):
     assert found[0] == OPERATIONS[first], f"{OPERATIONS[first]} differs first, and you say {found[0]!r}."
 
 
-def divergences(a, b, tolerance, *, magnitude=torch.abs, reduce=torch.amax, nan=math.inf, equal_infinities=True,
-                shapes=True, missing=False, wide=True, at_tolerance=False):  # fmt: skip
+def divergences(
+    a,
+    b,
+    tolerance,
+    *,
+    magnitude=torch.abs,
+    reduce=torch.amax,
+    nan=math.inf,
+    equal_infinities=True,
+    shapes=True,
+    missing=False,
+    wide=True,
+    at_tolerance=False,
+):
     """Every operation that differs, with the places where people go wrong."""
     if not a.keys() & b.keys():
         raise ValueError

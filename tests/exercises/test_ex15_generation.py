@@ -15,7 +15,10 @@ top_k_filter = UNIT.exercise(
     difficulty=1,
     hints=(
         "The k-th best logit of a row is a threshold: what is smaller becomes impossible.",
-        "Sort each row downwards and look at index k - 1, or at the last one where the vocabulary is smaller.",
+        (
+            "Sort each row downwards and look at index k - 1, or at the last one "
+            "where the vocabulary is smaller."
+        ),
         "kth is sorted[:, k - 1], with an axis of length 1 behind it; fill -inf where logits < kth.",
     ),
 )
@@ -130,9 +133,15 @@ top_p_filter = UNIT.exercise(
     minutes=20,
     difficulty=2,
     hints=(
-        "Sort by probability. When you meet a token, what must be true of the better ones for it to be needed?",
+        (
+            "Sort by probability. When you meet a token, what must be true of the "
+            "better ones for it to be needed?"
+        ),
         "A token stays while the sum of those before it is less than p: cumsum minus its own probability.",
-        "That verdict is in sorted order; torch.zeros_like(verdict).scatter(1, order, verdict) brings it back.",
+        (
+            "That verdict is in sorted order; torch.zeros_like(verdict).scatter(1, "
+            "order, verdict) brings it back."
+        ),
     ),
 )
 
@@ -230,7 +239,10 @@ def _(logits, p):
 @top_p_filter.mistake(
     "order applied twice",
     "You bring the verdicts back with gather(order): that sorts them once more instead of undoing the sort.",
-    "It is right where sorting only exchanges pairs, for instance with two tokens; else the wrong tokens stay.",
+    (
+        "It is right where sorting only exchanges pairs, for instance with two "
+        "tokens; else the wrong tokens stay."
+    ),
     "notebook 15, Top-p",
 )
 def _(logits, p):
@@ -289,7 +301,10 @@ penalize_repetition = UNIT.exercise(
     hints=(
         "Divide 4 by 2, then -1 by 2. Which of the two became less likely?",
         "First find out which tokens stand in the row: a boolean table [batch, vocab] that scatter fills.",
-        "lower = torch.where(logits > 0, logits / penalty, logits * penalty); take it where the token was seen.",
+        (
+            "lower = torch.where(logits > 0, logits / penalty, logits * penalty); "
+            "take it where the token was seen."
+        ),
     ),
 )
 
@@ -397,7 +412,10 @@ greedy_batch = UNIT.exercise(
     hints=(
         "Write it for one row first: ask the model, take the best token of the last column, append, again.",
         "Keep a boolean per row, running. It goes from True to False once, at the step that writes an end.",
-        "In this order: token = where(running, best, pad); append; running &= ~isin(token, ends); stop if none.",
+        (
+            "In this order: token = where(running, best, pad); append; running &= "
+            "~isin(token, ends); stop if none."
+        ),
     ),
 )
 
@@ -481,8 +499,9 @@ def decode(model, ids, mask, ends, pad, steps, extend=torch.ones_like, read=None
            end=None):  # fmt: skip
     """Greedy decoding with the places where people go wrong.
 
-    extend: the mask's new column; read: logits of the place that predicts; write: (running, token, pad) -> the
-    token that is written; over: (running, token) -> whether to stop; end: token, text -> which rows ended.
+    extend: the mask's new column; read: logits of the place that predicts; write: (running, token, pad) ->
+    the token that is written; over: (running, token) -> whether to stop; end: (token, text) -> which
+    rows ended.
     """
     ends = torch.tensor(ends, dtype=torch.long)
     running = torch.ones(len(ids), dtype=torch.bool)
@@ -535,12 +554,22 @@ def _(model, input_ids, attention_mask, eos_token_ids, pad_token_id, max_new_tok
 @greedy_batch.mistake(
     "end not written",
     "You write padding in place of the token that ends a row.",
-    "Nobody can tell a text that ended from one that was cut off, and the next turn of a chat lacks the mark.",
+    (
+        "Nobody can tell a text that ended from one that was cut off, and the "
+        "next turn of a chat lacks the mark."
+    ),
     "notebook 15, Several EOS",
 )
 def _(model, input_ids, attention_mask, eos_token_ids, pad_token_id, max_new_tokens):
-    return decode(model, input_ids, attention_mask, eos_token_ids, pad_token_id, max_new_tokens,
-                  write=lambda running, token, pad, ended: torch.where(running & ~ended, token, pad))  # fmt: skip
+    return decode(
+        model,
+        input_ids,
+        attention_mask,
+        eos_token_ids,
+        pad_token_id,
+        max_new_tokens,
+        write=lambda running, token, pad, ended: torch.where(running & ~ended, token, pad),
+    )
 
 
 @greedy_batch.mistake(
@@ -605,8 +634,15 @@ def _(model, input_ids, attention_mask, eos_token_ids, pad_token_id, max_new_tok
     "notebook 15, Several EOS",
 )
 def _(model, input_ids, attention_mask, eos_token_ids, pad_token_id, max_new_tokens):
-    return decode(model, input_ids, attention_mask, eos_token_ids, pad_token_id, max_new_tokens,
-                  end=lambda token, ids, ends: torch.isin(torch.cat((ids, token[:, None]), 1), ends).any(1))  # fmt: skip
+    return decode(
+        model,
+        input_ids,
+        attention_mask,
+        eos_token_ids,
+        pad_token_id,
+        max_new_tokens,
+        end=lambda token, ids, ends: torch.isin(torch.cat((ids, token[:, None]), 1), ends).any(1),
+    )
 
 
 # --------------------------------------------------------------------------------------------------
@@ -634,7 +670,9 @@ def _(draw):
     impossible = draw.normal(2, 3, 7).log_softmax(-1)
     impossible[..., 2:] = -torch.inf
     yield Case((draw.normal(2, 3) - 3, impossible, 3), "most tokens impossible")
-    yield Case((draw.normal(1, 2), draw.normal(1, 2, 3).log_softmax(-1), 7), refused="6 continuations, 7 beams")
+    yield Case(
+        (draw.normal(1, 2), draw.normal(1, 2, 3).log_softmax(-1), 7), refused="6 continuations, 7 beams"
+    )
 
 
 @beam_step.law("a search that drops nothing finds the best text of all")
@@ -660,7 +698,10 @@ def best_places(totals, count, divisor=None):
 @beam_step.mistake(
     "each beam for itself",
     "You let each beam take its own best token: beams never compete.",
-    "It is greedy decoding several times over. A bad beam is never given up for a second way on from a good one.",
+    (
+        "It is greedy decoding several times over. A bad beam is never given up "
+        "for a second way on from a good one."
+    ),
     "notebook 15, Beam search",
 )
 def _(scores, log_probs, num_beams):
@@ -724,7 +765,10 @@ def _(scores, log_probs, num_beams):
 @beam_step.mistake(
     "prompts compete",
     "You rank the beams of all prompts in one list: a prompt can take the places of another.",
-    "With one prompt it cannot be seen; in a batch, a hard prompt ends with beams that belong to an easy one.",
+    (
+        "With one prompt it cannot be seen; in a batch, a hard prompt ends with "
+        "beams that belong to an easy one."
+    ),
     "notebook 15, Beam search",
 )
 def _(scores, log_probs, num_beams):

@@ -52,8 +52,14 @@ def two_axes(attention_mask):
 
 @last_token_index.mistake(
     "ones counted",
-    "You count the real tokens and take 1 away: that is their last place only if all padding is on the right.",
-    "Batches for generating are padded on the left. There the classifier reads a token in the middle of the text.",
+    (
+        "You count the real tokens and take 1 away: that is their last place "
+        "only if all padding is on the right."
+    ),
+    (
+        "Batches for generating are padded on the left. There the classifier reads "
+        "a token in the middle of the text."
+    ),
     "notebook 16, Break it",
 )
 def _(attention_mask):
@@ -73,7 +79,8 @@ def _(attention_mask):
 
 @last_token_index.mistake(
     "before the first pad",
-    "You look for the first pad and go one place back. With padding on the left that is place -1, the end, by "
+    "You look for the first pad and go one place back. With padding on the "
+    "left that is place -1, the end, by "
     "luck; without any pad it is -1 as well.",
     "A hole in the mask, or an index that has to be 0 or more, ends the luck.",
     "notebook 16, Pooling",
@@ -85,7 +92,10 @@ def _(attention_mask):
 @last_token_index.mistake(
     "first real token",
     "You return the first real token of each row: argmax stops at the first of several equal numbers.",
-    "In a causal model the first token has seen nothing but itself; all texts that begin alike get one answer.",
+    (
+        "In a causal model the first token has seen nothing but itself; all "
+        "texts that begin alike get one answer."
+    ),
     "notebook 16, Pooling",
 )
 def _(attention_mask):
@@ -137,7 +147,9 @@ def _(draw):
         yield Case((logits, yes_no), f"multi-label, {dtype}", use=floating(MULTI), gradient=graded)
         yield Case((logits, numbers), f"regression, {dtype}", use=floating(REGRESSION), gradient=graded)
     one, numbers = draw.normal(4, 1), draw.integers(-4, 5, 4)
-    yield Case((one, numbers), "regression, one output, labels [batch]", use=floating(REGRESSION), gradient=True)
+    yield Case(
+        (one, numbers), "regression, one output, labels [batch]", use=floating(REGRESSION), gradient=True
+    )
     yield Case((one, numbers[:, None]), "regression, one output, labels [batch, 1]", use=floating(REGRESSION))
     yield Case((one, numbers), "None, one output", use=floating(None))
     yield Case((one, torch.zeros(4, dtype=torch.long), None), "None, one output, integer labels")
@@ -173,7 +185,9 @@ def _(answer, draw):
     classes = draw.integer(2, 9)
     found = answer(torch.zeros(3, classes), draw.integers(0, classes, 3), None)
     expected = torch.tensor(float(classes)).log()
-    assert torch.allclose(found, expected), f"For {classes} classes you give {found}, expected {expected:.4f}."
+    assert torch.allclose(found, expected), (
+        f"For {classes} classes you give {found}, expected {expected:.4f}."
+    )
 
 
 def losses(logits, labels, problem_type, *, named=True, by_outputs=True, reshape=True, probabilities=False,
@@ -206,7 +220,10 @@ def losses(logits, labels, problem_type, *, named=True, by_outputs=True, reshape
 
 @classification_loss.mistake(
     "every row with every label",
-    "With one output you subtract labels of [batch] from logits of [batch, 1]: torch makes [batch, batch] of them.",
+    (
+        "With one output you subtract labels of [batch] from logits of [batch, 1]: "
+        "torch makes [batch, batch] of them."
+    ),
     "Every row is compared with the labels of all rows, and the model learns their mean. torch only warns.",
     "notebook 16, Break it",
 )
@@ -217,7 +234,10 @@ def _(logits, labels, problem_type):
 @classification_loss.mistake(
     "problem not asked",
     "You choose by the number of outputs and the labels' dtype even where problem_type is named.",
-    "Regression with several outputs has floating labels, and would be trained as a row of yes-or-no questions.",
+    (
+        "Regression with several outputs has floating labels, and would be "
+        "trained as a row of yes-or-no questions."
+    ),
     "notebook 16, Losses",
 )
 def _(logits, labels, problem_type):
@@ -226,8 +246,14 @@ def _(logits, labels, problem_type):
 
 @classification_loss.mistake(
     "one output as classes",
-    "Where None chooses, you look at the labels' dtype alone: one output with integer labels becomes a class.",
-    "The softmax of one score is always 1, so the loss of its only class is always 0, and nothing is learned.",
+    (
+        "Where None chooses, you look at the labels' dtype alone: one output "
+        "with integer labels becomes a class."
+    ),
+    (
+        "The softmax of one score is always 1, so the loss of its only class is "
+        "always 0, and nothing is learned."
+    ),
     "notebook 16, Losses",
 )
 def _(logits, labels, problem_type):
@@ -308,8 +334,12 @@ span_loss = UNIT.exercise(
     difficulty=2,
     hints=(
         "Write a function for one end, and call it twice.",
-        "Positions below 0 become 0. Rows whose position is length or more are taken out, logits and position.",
-        "cross_entropy(logits, positions.clamp(0, length), ignore_index=length) for each end; then the mean of "
+        (
+            "Positions below 0 become 0. Rows whose position is length or more are "
+            "taken out, logits and position."
+        ),
+        "cross_entropy(logits, positions.clamp(0, length), ignore_index=length) "
+        "for each end; then the mean of "
         "both.",
     ),
 )
@@ -427,7 +457,10 @@ def _(start_logits, end_logits, starts, ends):
 @span_loss.mistake(
     "below 0 left out",
     "You leave out positions below 0; they mean the first token.",
-    "Data sets mark questions without an answer so, and the model would never learn to say that there is none.",
+    (
+        "Data sets mark questions without an answer so, and the model would "
+        "never learn to say that there is none."
+    ),
     "notebook 16, Losses",
 )
 def _(start_logits, end_logits, starts, ends):

@@ -17,9 +17,15 @@ next_token_loss = UNIT.exercise(
     minutes=15,
     difficulty=2,
     hints=(
-        "Write a row of five tokens and below it what the model predicts at each place. Which belong together?",
+        (
+            "Write a row of five tokens and below it what the model predicts at "
+            "each place. Which belong together?"
+        ),
         "logits[:, :-1] and labels[:, 1:]. Then leave out -100, in the sum and in the count.",
-        "-log_softmax in fp32, gathered at the labels; take the mean of those places where the label is not -100.",
+        (
+            "-log_softmax in fp32, gathered at the labels; take the mean of those "
+            "places where the label is not -100."
+        ),
     ),
 )
 
@@ -33,7 +39,9 @@ def _(draw):
             labels[row, left_out[row] :] = -100
         return labels
 
-    yield Case((draw.normal(1, 4, 7), draw.integers(0, 7, 1, 4)), "one row, every label counts", gradient=True)
+    yield Case(
+        (draw.normal(1, 4, 7), draw.integers(0, 7, 1, 4)), "one row, every label counts", gradient=True
+    )
     yield Case((draw.normal(3, 6, 7, scale=3.0), labelled(3, 6, [6, 2, 3])), "ragged rows", gradient=True)
     for dtype in (torch.bfloat16, torch.float16):
         logits = draw.normal(2, 9, 7, dtype=dtype, scale=4.0)
@@ -144,7 +152,9 @@ def _(logits, labels):
     "notebook 17, First by hand",
 )
 def _(logits, labels):
-    return surprise(logits, labels, count=lambda targets: torch.where((targets != -100).any(), 1.0, torch.nan))
+    return surprise(
+        logits, labels, count=lambda targets: torch.where((targets != -100).any(), 1.0, torch.nan)
+    )
 
 
 @next_token_loss.mistake(
@@ -178,7 +188,10 @@ pack_documents = UNIT.exercise(
     hints=(
         "Make two lists that run along the whole line: the tokens, and to which document each belongs.",
         "Fill both up to a multiple of length and view them as rows. Positions follow from the document ids.",
-        "A count starts in column 0 and where the id differs from the one before; position = column - last start.",
+        (
+            "A count starts in column 0 and where the id differs from the one "
+            "before; position = column - last start."
+        ),
     ),
 )
 
@@ -205,7 +218,9 @@ def _(draw):
 def _(answer, draw):
     documents = texts(draw, *(draw.integer(1, 9) for _ in range(5)))
     ids, _, owners = (part.flatten().tolist() for part in answer(documents, 6, 0))
-    found = [[token for token, owner in zip(ids, owners, strict=True) if owner == index] for index in range(5)]
+    found = [
+        [token for token, owner in zip(ids, owners, strict=True) if owner == index] for index in range(5)
+    ]
     for index, (document, pieces) in enumerate(zip(documents, found, strict=True)):
         assert pieces == [*document, 0], f"Document {index} is {document}, and the rows hold {pieces} of it."
 
@@ -228,7 +243,7 @@ def lay(documents, length, end, *, mark=True, keep_tail=True, padding_owner=-1, 
 
 
 def count(owners, over_rows=False):
-    """Positions from 0 at each document; over_rows: a document that goes on in the next row goes on counting."""
+    """Positions from 0 at each document; over_rows: one that goes on in the next row goes on counting."""
     positions, before, place = [], None, 0
     for row in owners.tolist():
         before = before if over_rows else None
@@ -242,7 +257,10 @@ def count(owners, over_rows=False):
 @pack_documents.mistake(
     "positions run on",
     "You count the places of a row through, and do not start again with each document.",
-    "With RoPE nothing shows while no document sees another; learned positions are wrong for all but the first.",
+    (
+        "With RoPE nothing shows while no document sees another; learned "
+        "positions are wrong for all but the first."
+    ),
     "notebook 17, Packing",
 )
 def _(documents, length, eos_token_id):
@@ -481,7 +499,10 @@ accumulated_loss = UNIT.exercise(
     hints=(
         "How do you get back the sum of a part from its mean and its count?",
         "Add up all sums, and divide by the number of all tokens. What does a part with NaN and 0 tokens do?",
-        "Leave out parts without tokens first, for 0 · NaN is NaN; then (losses · counts).sum() / counts.sum().",
+        (
+            "Leave out parts without tokens first, for 0 · NaN is NaN; then (losses "
+            "· counts).sum() / counts.sum()."
+        ),
     ),
 )
 
@@ -495,7 +516,9 @@ def _(draw):
         yield Case((losses, counts), f"{parts} parts", gradient=True)
     empty = draw.normal(4).exp()
     empty[1] = torch.nan
-    yield Case((empty, torch.tensor([draw.integer(5, 9), 0, draw.integer(20, 30), 3])), "a part without tokens")
+    yield Case(
+        (empty, torch.tensor([draw.integer(5, 9), 0, draw.integer(20, 30), 3])), "a part without tokens"
+    )
     yield Case((draw.normal(1).exp(), torch.tensor([7])), "one part")
     yield Case((torch.tensor([torch.nan, torch.nan]), torch.tensor([0, 0])), refused="no token in any part")
 
@@ -507,7 +530,8 @@ def _(answer, draw):
         parts = tokens.split(sizes)
         found = answer(torch.stack([part.mean() for part in parts]), torch.tensor(sizes))
         assert torch.allclose(found, tokens.mean(), atol=1e-5), (
-            f"Parts of {sizes} tokens give {found.item():.4f}, and the whole batch {tokens.mean().item():.4f}."
+            f"Parts of {sizes} tokens give {found.item():.4f}, and the whole "
+            f"batch {tokens.mean().item():.4f}."
         )
 
 
@@ -581,7 +605,10 @@ def _(losses, token_counts):
 @accumulated_loss.mistake(
     "history cut",
     "You turn tensors into plain numbers on the way (.item(), torch.tensor(...)): the gradient ends there.",
-    "The loss is right, and backward() raises an error; in a sum with another loss, this one is never learned.",
+    (
+        "The loss is right, and backward() raises an error; in a sum with "
+        "another loss, this one is never learned."
+    ),
     "notebook 17, Accumulation",
 )
 def _(losses, token_counts):

@@ -35,7 +35,11 @@ def structures(draw):
     yield structure(draw, tie_embeddings=True), draw.integer(20, 60), "a tied head"
     yield structure(draw, mlp="plain"), draw.integer(20, 60), "a plain MLP"
     windows = (None, draw.integer(4, 9), draw.integer(10, 15), 500)
-    yield structure(draw, num_layers=4, layer_windows=windows), draw.integer(20, 60), "windows in three layers"
+    yield (
+        structure(draw, num_layers=4, layer_windows=windows),
+        draw.integer(20, 60),
+        "windows in three layers",
+    )
     yield structure(draw), 1, "one token"
 
 
@@ -57,9 +61,15 @@ decode_bytes_per_token = UNIT.exercise(
     minutes=20,
     difficulty=2,
     hints=(
-        "Count values first and multiply by bytes_per_value last. Which matrices does one token pass through?",
+        (
+            "Count values first and multiply by bytes_per_value last. Which "
+            "matrices does one token pass through?"
+        ),
         "A block: hidden × (query width + 2 key widths), query width × hidden, and the MLP. Then the head.",
-        "Per layer, the cache is 2 · num_kv_heads · head_dim · min(length, window); weights do not know length.",
+        (
+            "Per layer, the cache is 2 · num_kv_heads · head_dim · min(length, "
+            "window); weights do not know length."
+        ),
     ),
 )
 
@@ -228,8 +238,14 @@ forward_flops = UNIT.exercise(
     difficulty=2,
     hints=(
         "Two parts: the matrices, which every token passes once, and attention, where pairs of tokens meet.",
-        "A matrix of n weights takes 2·n operations per token. How many pairs are there in a causal text of 5?",
-        "2 · weights · length + 4 · num_heads · head_dim · the sum of min(place, window) over places and layers.",
+        (
+            "A matrix of n weights takes 2·n operations per token. How many pairs "
+            "are there in a causal text of 5?"
+        ),
+        (
+            "2 · weights · length + 4 · num_heads · head_dim · the sum of "
+            "min(place, window) over places and layers."
+        ),
     ),
 )
 
@@ -381,7 +397,10 @@ def _(config, length):
 
 @forward_flops.mistake(
     "tied head forgotten",
-    "You leave the head out where it is tied: it has no weights of its own, but every token is multiplied by it.",
+    (
+        "You leave the head out where it is tied: it has no weights of its own, "
+        "but every token is multiplied by it."
+    ),
     "In Qwen2-0.5B the head has more than a quarter of the weights that a token is multiplied by.",
     "notebook 02, Tied tables",
 )
@@ -429,7 +448,9 @@ def _(answer, draw):
     amount = draw.integer(1, 9) * 1e9
     time = answer(amount, amount, 1e12, 1e10)
     assert answer(amount, amount, 2e12, 1e10) == time, "Twice the peak changes it."
-    assert abs(answer(amount, amount, 1e12, 2e10) - time / 2) < 1e-12, "Twice the bandwidth does not halve it."
+    assert abs(answer(amount, amount, 1e12, 2e10) - time / 2) < 1e-12, (
+        "Twice the bandwidth does not halve it."
+    )
 
 
 @roofline_seconds.mistake(
