@@ -288,9 +288,10 @@ def follow(grading: Grading, found: list[Submission], wanted: list[Exercise], ev
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         bar = progress.add_task("", total=total)
         try:
-            for done in grade(grading, found, wanted, everything):
-                rows += done
-                progress.update(bar, advance=len(done))
+            with contextlib.closing(grade(grading, found, wanted, everything)) as steps:
+                for done in steps:
+                    rows += done
+                    progress.update(bar, advance=len(done))
         except KeyboardInterrupt:
             progress.stop()
             console.print(
