@@ -1,4 +1,4 @@
-"""The command line: python -m minilm run | parity | bench | generate | chat | inspect | fetch | train."""
+"""The command line: `python -m minilm --help` lists the commands."""
 
 import dataclasses
 import importlib.util
@@ -17,7 +17,18 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from minilm import backends, bench, card, checkpoint, command_line, describe, families, parity, train
+from minilm import (
+    backends,
+    bench,
+    card,
+    checkpoint,
+    command_line,
+    describe,
+    families,
+    finetune,
+    parity,
+    train,
+)
 from minilm.cache import DynamicCache
 from minilm.config import RopeConfig
 from minilm.fetch import download_gguf, fetch_smollm2
@@ -491,6 +502,7 @@ def fetch(name: Annotated[str, typer.Argument(help="What to fetch: smollm2.")]) 
 
 
 app.command("train")(train.command)
+app.command("finetune")(finetune.command)
 
 
 def main() -> None:

@@ -1,1 +1,8 @@
-"""The course engine: exercises, what judges them, and what a learner is told."""
+"""The course engine: exercises, what judges them, and what a learner is told.
+
+In a notebook: `from minilm import course`, then `course.check("5.4")`, `course.hint("5.4")`, ….
+"""
+
+from minilm.course.api import check, hint, reset, solution
+
+__all__ = ["check", "hint", "reset", "solution"]

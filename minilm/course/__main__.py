@@ -1,88 +1,153 @@
-"""The runner: python -m minilm.course check | hint | list | grade | build."""
+"""The runner: python -m minilm.course status | check | hint | solution | reset | watch | grade | ….
 
-import secrets
+For authors: build. What there is: list.
+"""
+
+import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from minilm import command_line
-from minilm.course import grade, sandbox, sources
-from minilm.course.worker import Report
+from minilm.course import api, grade, progress, show, sources
+from minilm.course.spec import Exercise
 
 app = command_line.make_app("Checks your answers to the exercises, and says what went wrong.")
 console = Console()
 
-SHOWN = 3  # failures of one exercise that are told; the rest is counted
-COLOURS = {"passed": "green", "failed": "red", "unsolved": "dim", "broken": "red"}
 Wanted = Annotated[str, typer.Argument(help="A unit, such as 8, or an exercise, such as 8.1.")]
+Number = Annotated[str, typer.Argument(help="An exercise, such as 8.1.")]
+Folder = Annotated[Path | None, typer.Option(help="Whose answers; exercises/ by default.")]
+
+BOXES = {"passed": "[green]■[/]", "changed": "[yellow]■[/]", "begun": "[yellow]▪[/]", "open": "[dim]□[/]"}
+
+
+def say(text: str) -> None:
+    """Print a line with markup, however long."""
+    console.print(text, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def status(folder: Folder = None) -> None:
+    """Show what is done, what comes next, and how long it takes."""
+    units, following = api.status(folder)
+    table = Table("unit", "", "exercises", "minutes left", box=None, padding=(0, 2, 0, 0))
+    for unit in units:
+        boxes = " ".join(BOXES[state] for state in unit.states)
+        table.add_row(f"{unit.number:02}", unit.title, boxes, str(unit.minutes_left or "–"))
+    console.print(table)
+    states = [state for unit in units for state in unit.states]
+    left = sum(unit.minutes_left for unit in units)
+    say(f"{states.count('passed')} of {len(states)} passed, about {left // 60} h {left % 60} min left")
+    say("■ passed (yellow: changed since, check again)   ▪ begun   □ open")
+    if following is None:
+        say("All done: python -m minilm.course assemble puts your parts into a model.")
+    else:
+        say(
+            f"next: [bold]{following.number}[/] {following.name}, about {following.minutes} min, in "
+            f"exercises/{following.module}.py; then python -m minilm.course check {following.number}"
+        )
 
 
 @app.command()
 def check(
     wanted: Wanted,
-    folder: Annotated[Path | None, typer.Option(help="Whose answers; exercises/ by default.")] = None,
+    folder: Folder = None,
     seed: Annotated[int | None, typer.Option(help="Repeat the inputs of an earlier check.")] = None,
 ) -> None:
     """Check your answers on fresh random inputs. Exit code 1 where one is not right yet."""
-    root = sources.repository()
-    seed = secrets.randbelow(10_000) if seed is None else seed
-    reports = sandbox.run(root, folder or root / "exercises", sources.find(root, wanted), seed)
+    with console.status("checking"):
+        reports = api.check(wanted, folder, seed)
     for report in reports:
-        tell(report)
-    right = sum(report.status == "passed" for report in reports)
-    console.print(f"{right} of {len(reports)} right, with the inputs of --seed {seed}", highlight=False)
-    raise typer.Exit(0 if right == len(reports) else 1)
-
-
-def tell(report: Report) -> None:
-    """Print what a check found: the cause first, where it is known, and then what differs."""
-    colour = COLOURS[report.status]
-    console.print(f"[bold]{report.number}[/] {report.name}: [{colour}]{report.status}[/]", highlight=False)
-    if report.mistake is not None:
-        for key in ("meaning", "consequence"):
-            console.print(f"    {escape(report.mistake[key])}", highlight=False, soft_wrap=True)
-        console.print(f"    → {escape(report.mistake['read'])}", highlight=False, soft_wrap=True)
-    for sentence in report.sentences[:SHOWN]:
-        console.print(f"    [dim]-[/] {escape(sentence)}", highlight=False, soft_wrap=True)
-    if len(report.sentences) > SHOWN:
-        console.print(f"    [dim]and {len(report.sentences) - SHOWN} more[/]", highlight=False)
+        say(show.rich_text(report))
+    say(reports.summary)
+    raise typer.Exit(0 if reports.passed else 1)
 
 
 @app.command()
 def hint(
-    number: Annotated[str, typer.Argument(help="An exercise, such as 8.1.")],
-    level: Annotated[int, typer.Option(min=1, max=3, help="1 points the way, 3 nearly tells.")] = 1,
+    number: Number,
+    level: Annotated[int | None, typer.Option(min=1, max=3, help="1 points the way, 3 nearly tells.")] = None,
+    folder: Folder = None,
 ) -> None:
-    """Show one of an exercise's three hints."""
-    found = sources.find(sources.repository(), number)
-    if len(found) > 1:
-        raise ValueError(
-            f"{number} is a unit of {len(found)} exercises; a hint belongs to one, such as {number}.1"
-        )
-    console.print(f"hint {level} of 3: {escape(found[0].hints[level - 1])}", highlight=False, soft_wrap=True)
+    """Show an exercise's next hint; there are three."""
+    console.print(api.hint(number, level, folder), markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def solution(
+    number: Number,
+    give_up: Annotated[bool, typer.Option("--give-up", help="Show it before your own has passed.")] = False,
+    folder: Folder = None,
+) -> None:
+    """Show how the worked answer differs from yours."""
+    colours = {"+": "green", "-": "red"}
+    for line in api.solution(number, give_up, folder).splitlines():
+        console.print(line, style=colours.get(line[:1], ""), markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def reset(wanted: Wanted, folder: Folder = None) -> None:
+    """Begin an exercise or a unit anew; your file as it was is kept."""
+    console.print(api.reset(wanted, folder), markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def watch(
+    wanted: Annotated[str | None, typer.Argument(help="A unit or an exercise; all by default.")] = None,
+    folder: Folder = None,
+) -> None:
+    """Check an answer again whenever you save it, until you press Ctrl-C."""
+    place = api.answers_folder(folder)
+    exercises = sources.find(sources.repository(), wanted) if wanted else sources.all_exercises()
+    say(f"watching {len(exercises)} exercises in {place}; save a file to have it checked, Ctrl-C ends")
+    for changed in changes(place, exercises):
+        for exercise in changed:
+            for report in api.check(exercise.number, place):
+                say(show.rich_text(report))
+
+
+def changes(folder: Path, exercises: list[Exercise], pause: float = 0.5):
+    """Wait for files to be saved; give the exercises whose own code is another than before."""
+
+    def saved() -> dict[str, float]:
+        paths = {exercise.module: folder / f"{exercise.module}.py" for exercise in exercises}
+        return {module: path.stat().st_mtime for module, path in paths.items() if path.exists()}
+
+    times = saved()
+    prints = {exercise.number: progress.fingerprint(folder, exercise) for exercise in exercises}
+    while True:
+        time.sleep(pause)
+        now = saved()
+        if now == times:
+            continue
+        times = now
+        changed = []
+        for exercise in exercises:
+            found = progress.fingerprint(folder, exercise)
+            if found != prints[exercise.number]:
+                prints[exercise.number] = found
+                changed.append(exercise)
+        yield changed
 
 
 @app.command(name="list")
 def list_exercises() -> None:
     """List the exercises that there are."""
-    table = Table("exercise", "function", "minutes", "difficulty")
-    for unit in sources.units(sources.repository()):
-        for each in unit.exercises:
-            table.add_row(each.number, each.name, str(each.minutes), "●" * each.difficulty)
+    table = Table("exercise", "function", "minutes", "difficulty", "file")
+    for each in sources.all_exercises():
+        table.add_row(each.number, each.name, str(each.minutes), "●" * each.difficulty, f"{each.module}.py")
     console.print(table)
 
 
 @app.command()
 def build() -> None:
-    """For authors: write exercises/ anew from solutions/."""
+    """For authors: write exercises/ anew from solutions/. Answers that stand there go to .backup."""
     written = sources.build(sources.repository())
-    console.print(
-        f"written: {', '.join(path.name for path in written) or 'nothing had changed'}", highlight=False
-    )
+    say(f"written: {', '.join(path.name for path in written) or 'nothing had changed'}")
 
 
 app.command("grade")(grade.command)

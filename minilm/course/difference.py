@@ -189,15 +189,19 @@ def patterns(found: Tensor, expected: Tensor, allowed: float) -> Iterator[str | 
     x, y = found.double(), expected.double()
 
     def close(a: Tensor, b: Tensor) -> bool:
-        return a.shape == b.shape and bool((torch.nan_to_num(a - b).abs() <= max(allowed, 1e-12)).all())
+        if a.shape != b.shape:
+            return False
+        same_special = (a == b) | (a.isnan() & b.isnan())
+        return bool((same_special | ((a - b).abs() <= max(allowed, 1e-12))).all())
 
     if found.is_floating_point():
         yield "has every sign reversed" if close(-x, y) and size(y) > allowed else None
         factor = (x * y).nansum() / (y * y).nansum() if size(y) > 0 else torch.tensor(1.0)
-        if factor.isfinite() and factor.abs() > 1e-6 and close(x / factor, y):
-            simple = any(abs(factor.item() * k - round(factor.item() * k)) < 1e-4 for k in (1, 2, 3))
-            if expected.numel() > 1 or simple:
-                yield f"is everywhere {factor.item():.6g} times what is expected"
+        if not factor.isfinite():
+            factor = torch.tensor(1.0)
+        simple = any(abs(factor.item() * k - round(factor.item() * k)) < 1e-4 for k in (1, 2, 3))
+        if factor.abs() > 1e-6 and factor != 1 and (expected.numel() > 1 or simple) and close(x / factor, y):
+            yield f"is everywhere {factor.item():.6g} times what is expected"
     for axis in range(expected.ndim):
         length = expected.shape[axis]
         if length < 2:

@@ -28,9 +28,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from minilm.course import class_report, sandbox, sources, submissions
 from minilm.course.class_report import Row
-from minilm.course.spec import Exercise
+from minilm.course.spec import Exercise, Report
 from minilm.course.submissions import Submission
-from minilm.course.worker import Report
 
 FIRST_SEED = 1_000_000  # the tests and `check` use smaller ones, which learners see
 TEXT_LENGTH = 300  # of a sentence in the tables: an error message may be as long as a learner's tensor
@@ -196,7 +195,7 @@ def chosen(root: Path, wanted: str | None) -> list[Exercise]:
 
     Raises: ValueError where a part of it means nothing.
     """
-    every = [exercise for unit in sources.units(root) for exercise in unit.exercises]
+    every = sources.all_exercises(root)
     if wanted is None:
         return every
     numbers = {

@@ -10,8 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from minilm.course import sources
-from minilm.course.spec import Exercise
-from minilm.course.worker import Report
+from minilm.course.spec import Exercise, Report
 
 FOLDER = ".progress"
 

@@ -12,8 +12,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from minilm.course.spec import Exercise
-from minilm.course.worker import Report
+from minilm.course.spec import Exercise, Report
 
 
 @dataclass(frozen=True)

@@ -36,12 +36,17 @@ def units(root: Path) -> list[Unit]:
     return [load_file(file, f"minilm_exercises_{file.stem}").UNIT for file in files]
 
 
+def all_exercises(root: Path | None = None) -> list[Exercise]:
+    """Every exercise, in the order of the course."""
+    return [exercise for unit in units(root or repository()) for exercise in unit.exercises]
+
+
 def find(root: Path, wanted: str) -> list[Exercise]:
     """The exercises that "5" or "5.4" means.
 
     Raises: ValueError with what there is, where nothing is meant.
     """
-    every = [exercise for unit in units(root) for exercise in unit.exercises]
+    every = all_exercises(root)
     found = [each for each in every if wanted in (each.number, each.number.split(".")[0])]
     if not found:
         numbers = ", ".join(sorted({each.number.split(".")[0] for each in every}, key=int))
@@ -66,14 +71,16 @@ def stub(source: str) -> str:
 
 
 def build(root: Path) -> list[Path]:
-    """Write exercises/ from solutions/: for authors, since it overwrites what stands there."""
+    """Write exercises/ from solutions/; what stands there is kept in .backup."""
     written = []
     for solution in sorted((root / "solutions").glob("ex*.py")):
         target = root / "exercises" / solution.name
         target.parent.mkdir(exist_ok=True)
         text = stub(solution.read_text())
         if not target.exists() or target.read_text() != text:
-            target.write_text(text)
+            if target.exists():
+                back_up(target)
+            write_whole(target, text)
             written.append(target)
     return written
 

@@ -130,3 +130,16 @@ class Unit:
         exercise = Exercise(number, name, self.module, minutes, difficulty, hints)
         self.exercises.append(exercise)
         return exercise
+
+
+@dataclass
+class Report:
+    """A verdict without its tensors: what a learner is told."""
+
+    number: str
+    name: str
+    status: str  # "passed", "failed", "unsolved" or "broken": the file itself cannot be run
+    sentences: list[str]
+    mistake: dict[str, str] | None = None
+    seconds: float = 0.0  # that the check took
+    picture: dict | None = None  # "found" and "expected", two tables of numbers, and "label"

@@ -12,29 +12,17 @@ import sys
 import threading
 import time
 import traceback
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
 from minilm.course import difference, guard, sources
 from minilm.course.judge import Failure, Verdict, judge
+from minilm.course.spec import Report
 
 SHOWN = 32  # rows and columns of a tensor in a picture
 SENTENCE = 2000  # letters of one: an error message may be as long as a learner's tensor
-
-
-@dataclass
-class Report:
-    """A verdict without its tensors: what a learner is told."""
-
-    number: str
-    name: str
-    status: str  # "passed", "failed", "unsolved" or "broken": the file itself cannot be run
-    sentences: list[str]
-    mistake: dict[str, str] | None = None
-    seconds: float = 0.0  # that the check took
-    picture: dict | None = None  # "found" and "expected", two tables of numbers, and "label"
 
 
 def report(verdict: Verdict) -> Report:

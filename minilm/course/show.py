@@ -1,0 +1,106 @@
+"""How reports look: in a terminal, as plain text, and in a notebook with a picture."""
+
+import base64
+import io
+from collections.abc import Sequence
+from html import escape as html
+from math import isfinite
+
+from rich.markup import escape
+
+from minilm.course.spec import Report
+
+SHOWN = 3  # failures of one exercise that are told; the rest is counted
+COLOURS = {"passed": "green", "failed": "red", "unsolved": "yellow", "broken": "red"}
+WORDS = {"passed": "right", "failed": "not right yet", "unsolved": "not begun", "broken": "cannot be run"}
+SIGNS = {"passed": "✔", "failed": "✘", "unsolved": "○", "broken": "✘"}
+
+
+def lines(report: Report) -> list[str]:
+    """What is told about an exercise: the cause first, where it is known, and then what differs."""
+    told = []
+    if report.mistake is not None:
+        told += [report.mistake["meaning"], report.mistake["consequence"], f"→ {report.mistake['read']}"]
+    told += [f"- {sentence}" for sentence in report.sentences[:SHOWN]]
+    if len(report.sentences) > SHOWN:
+        told.append(f"- and {len(report.sentences) - SHOWN} more")
+    return told
+
+
+def rich_text(report: Report) -> str:
+    """A report in rich's markup."""
+    colour = COLOURS[report.status]
+    title = f"[{colour}]{SIGNS[report.status]}[/] [bold]{report.number}[/] {report.name}: "
+    title += f"[{colour}]{WORDS[report.status]}[/]"
+    return "\n".join([title, *(f"    {escape(line)}" for line in lines(report))])
+
+
+class Reports(list[Report]):
+    """What a check found, exercise by exercise. A notebook shows it with pictures, print() as text."""
+
+    def __init__(self, reports: Sequence[Report], seed: int):
+        super().__init__(reports)
+        self.seed = seed
+
+    @property
+    def passed(self) -> bool:
+        """Whether everything is right: what an automatic grader asserts."""
+        return all(report.status == "passed" for report in self)
+
+    @property
+    def summary(self) -> str:
+        """How many are right, and how to see the same inputs again."""
+        right = sum(report.status == "passed" for report in self)
+        return f"{right} of {len(self)} right, with the inputs of seed {self.seed}"
+
+    def __repr__(self) -> str:
+        parts = []
+        for report in self:
+            title = f"{SIGNS[report.status]} {report.number} {report.name}: {WORDS[report.status]}"
+            parts.append("\n".join([title, *(f"    {line}" for line in lines(report))]))
+        return "\n".join([*parts, self.summary])
+
+    def _repr_html_(self) -> str:
+        return "".join(map(as_html, self)) + f"<p><small>{html(self.summary)}</small></p>"
+
+
+def as_html(report: Report) -> str:
+    """A report as a block of HTML, readable on light and dark pages, with the picture of a failure."""
+    # Blue and orange differ for every kind of colour vision, and on both backgrounds.
+    colour = {"passed": "#2a78b5", "unsolved": "#8a8a8a"}.get(report.status, "#d1690e")
+    title = f"{SIGNS[report.status]} <b>{report.number}</b> <code>{html(report.name)}</code>: "
+    body = "".join(f"<div>{html(line)}</div>" for line in lines(report))
+    return (
+        f'<div style="border-left: 4px solid {colour}; padding: 0.3em 0.8em; margin: 0.4em 0">'
+        f'{title}<b style="color: {colour}">{WORDS[report.status]}</b>{body}{picture(report)}</div>'
+    )
+
+
+def picture(report: Report) -> str:
+    """Two tables of numbers as pictures side by side, and their difference; nothing where there are none."""
+    if report.picture is None:
+        return ""
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    yours, right = (np.array(report.picture[name], dtype=float) for name in ("found", "expected"))
+    with np.errstate(invalid="ignore"):
+        apart = yours - right
+    figure = Figure(figsize=(7.5, 2.6), layout="constrained", facecolor="white")
+    numbers = [abs(value) for table in (yours, right) for value in table.flat if isfinite(value)]
+    reach = max(numbers, default=0.0) or 1.0
+    differences = [abs(value) for value in apart.flat if isfinite(value)]
+    apart_reach = max(differences, default=0.0) or 1.0
+    panels = (("yours", yours, reach), ("right", right, reach), ("yours − right", apart, apart_reach))
+    for axes, (title, table, limit) in zip(figure.subplots(1, 3), panels, strict=True):
+        axes.set_facecolor("0.75")  # what is not a finite number stays grey
+        shown = np.where(np.isfinite(table), table, np.nan)
+        image = axes.imshow(shown, cmap="PuOr", vmin=-limit, vmax=limit, interpolation="nearest")
+        axes.set(title=title, xlabel="last axis", ylabel="axis before it")
+        figure.colorbar(image, ax=axes, shrink=0.8)
+    figure.suptitle(report.picture["label"], fontsize=9)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=90)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    words = f"three heat maps of {report.picture['label']}: your values, the right ones, their difference"
+    return f'<img alt="{html(words)}" src="data:image/png;base64,{data}" style="max-width: 100%"/>'
