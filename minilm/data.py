@@ -225,6 +225,22 @@ def encode_documents(texts: Iterable[str], tokenizer: Tokenizer) -> list[list[in
     return [[end, *tokenizer.encode(text), end] for text in texts]
 
 
+def cut_lines(text: str, tokenizer: Tokenizer, room: int) -> Iterator[str]:
+    """Pieces of at most `room` tokens: whole lines, cut at a blank one where it comes late enough.
+
+    The indentation that all lines of a piece share is taken off, so that a method looks like a function: what
+    begins a text stands at the left margin.
+    """
+    while text:
+        spans = tokenizer.spans(text[: 12 * room])  # more characters than any piece has
+        cut = spans[min(room, len(spans)) - 1][1]
+        if cut < len(text):
+            blank, line = text.rfind("\n\n", cut // 2, cut), text.rfind("\n", 0, cut)
+            cut = blank + 2 if blank >= 0 else line + 1 if line >= 0 else cut
+        yield textwrap.dedent(text[:cut])
+        text = text[cut:]
+
+
 def fill_in_the_middle(
     texts: Iterable[str], tokenizer: Tokenizer, length: int, rate: float = 0.5, seed: int = 0
 ) -> list[list[int]]:
@@ -239,13 +255,10 @@ def fill_in_the_middle(
     prefix, middle, suffix, end = (
         tokenizer.encode(token)[0] for token in (FIM_PREFIX, FIM_MIDDLE, FIM_SUFFIX, END)
     )
-    room = length - 12  # four special tokens, and a few more where a token is cut in two
+    room = length - 16  # four special tokens, and some where a token is cut in two or an indentation changes
     documents = []
     for text in texts:
-        spans = tokenizer.spans(text)
-        for first in range(0, len(spans), room):
-            piece = spans[first : first + room]
-            part = text[piece[0][0] : piece[-1][1]]
+        for part in cut_lines(text, tokenizer, room):
             if draw.random() >= rate:
                 documents.append([end, *tokenizer.encode(part), end])
                 continue

@@ -12,22 +12,29 @@ from minilm.norm import Norm
 def initialize(model: nn.Module, config: ModelConfig, generator: torch.Generator | None = None) -> None:
     """Give a new model its starting weights: normal matrices, zero biases, norms that change nothing.
 
-    With depth_scaled_init the two projections that write to the residual stream start smaller, so that the
-    sum over all layers keeps its size. Source: GPT-2, Radford et al. 2019, §2.3.
+    With depth_scaled_init the two projections that write to the residual stream start smaller.
     """
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | nn.Embedding):
             writes_to_residual = name.endswith(("o_proj", "down_proj"))
-            shrink = (
-                math.sqrt(2 * config.num_layers) if config.depth_scaled_init and writes_to_residual else 1.0
-            )
-            nn.init.normal_(module.weight, std=config.init_std / shrink, generator=generator)
+            std = config.init_std
+            if config.depth_scaled_init and writes_to_residual:
+                std = residual_init_std(std, config.num_layers)
+            nn.init.normal_(module.weight, std=std, generator=generator)
             if getattr(module, "bias", None) is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, Norm):
             nn.init.constant_(module.weight, 0.0 if module.kind == "offset_rms" else 1.0)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+
+
+def residual_init_std(std: float, num_layers: int) -> float:
+    """The std of what is added to the residual stream twice per layer, so that the sum keeps its size.
+
+    Source: GPT-2, Radford et al. 2019, §2.3.
+    """
+    return std / math.sqrt(2 * num_layers)
 
 
 def make_table(entries: int, hidden_size: int) -> nn.Embedding:

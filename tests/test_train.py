@@ -96,8 +96,18 @@ def test_packed_documents_are_separate_documents(family):
     assert_same_gradients(found, gradients(model))
 
 
+def test_pieces_are_whole_lines_at_the_left_margin():
+    tokenizer = data.train_tokenizer(["class A:\n    def f(self):\n        return 1\n" * 20], 300)
+    body = "    def f(self):\n        return 1\n\n"
+    pieces = list(data.cut_lines("class A:\n\n" + 6 * body, tokenizer, 40))
+    assert pieces[1] == textwrap.dedent(body) * (pieces[1].count("def"))
+    assert all(len(tokenizer.encode(piece)) <= 40 for piece in pieces)
+    assert list(data.cut_lines("a" * 200, tokenizer, 16)) == ["a" * 16] * 12 + ["a" * 8]
+    assert list(data.cut_lines("", tokenizer, 16)) == []
+
+
 def test_fill_in_the_middle_loses_no_character():
-    """The three parts put back in order are the piece, and every piece fits a row."""
+    """The three parts put back in order are the piece, but for its indentation, and it fits a row."""
     texts = [
         textwrap.dedent(Path(train.__file__).read_text(encoding="utf-8"))[:6000],
         "naïve größe ✓ = 1\n" * 40,
@@ -117,7 +127,7 @@ def test_fill_in_the_middle_loses_no_character():
         else:
             ids = ids[1:-1]
         restored += tokenizer.decode(ids)
-    assert restored == "".join(texts)
+    assert "".join(restored.split()) == "".join("".join(texts).split())
     assert 0.5 < rearranged / len(documents) < 0.9
 
 

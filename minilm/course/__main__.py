@@ -1,7 +1,4 @@
-"""The runner: python -m minilm.course status | check | hint | solution | reset | watch | grade | ….
-
-For authors: build. What there is: list.
-"""
+"""The runner: python -m minilm.course status | check | hint | solution | reset | watch | assemble | …."""
 
 import time
 from pathlib import Path
@@ -12,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from minilm import command_line
-from minilm.course import api, grade, progress, show, sources
+from minilm.course import api, assemble, grade, progress, show, sources
 from minilm.course.spec import Exercise
 
 app = command_line.make_app("Checks your answers to the exercises, and says what went wrong.")
@@ -141,6 +138,9 @@ def list_exercises() -> None:
     for each in sources.all_exercises():
         table.add_row(each.number, each.name, str(each.minutes), "●" * each.difficulty, f"{each.module}.py")
     console.print(table)
+
+
+app.command(name="assemble")(assemble.command)
 
 
 @app.command()

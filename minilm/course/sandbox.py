@@ -19,8 +19,9 @@ from minilm.course.spec import Exercise, Report
 class Limits:
     """What the code of one exercise may use.
 
-    seconds:  of computing, where the system tells (Linux)
-    patience: so many times as long by the clock on the wall; more than 1 where others compute as well
+    seconds:  by the clock on the wall
+    patience: more than 1 where others compute as well: so many times as long by that clock, and seconds of
+              computing, where the system tells (Linux)
     """
 
     seconds: float = 30.0
@@ -129,7 +130,8 @@ def _wait(
         if lines != judged:
             judged, started, computed = lines, time.monotonic(), computing
         waited = time.monotonic() - started
-        if computing - computed > limits.seconds or waited > limits.seconds * limits.patience:
+        endless = limits.patience > 1 and computing - computed > limits.seconds
+        if endless or waited > limits.seconds * limits.patience:
             return f"your code ran for more than {limits.seconds:g} s and was stopped; does a loop never end?"
         if len(_read(printed)) > limits.output_bytes:
             return f"your code printed more than {limits.output_bytes // 1024} KB and was stopped"

@@ -1,5 +1,6 @@
 """Every stub fails, every solution passes, every named mistake is caught and named; nothing cheap passes."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -31,8 +32,11 @@ def test_the_answer_passes(exercise, seed, pytestconfig):
 
 
 @every_exercise
-def test_the_stub_is_unsolved(exercise):
-    assert judge(exercise, answer_in("exercises", exercise), answer_in("solutions", exercise), 0).unsolved
+def test_the_stub_is_unsolved(exercise, tmp_path):
+    stub = tmp_path / f"{exercise.module}.py"
+    stub.write_text(sources.stub((ROOT / "solutions" / stub.name).read_text()))
+    answer = getattr(sources.load_file(stub, f"stub_{exercise.module}"), exercise.name)
+    assert judge(exercise, answer, answer_in("solutions", exercise), 0).unsolved
 
 
 @every_exercise
@@ -56,6 +60,10 @@ def test_cheap_answers_fail(exercise):
 
 
 def test_exercises_are_made_from_solutions():
+    command = ["git", "status", "--porcelain", "exercises"]
+    changed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if changed.returncode == 0 and changed.stdout:
+        pytest.skip("exercises/ holds answers of yours, so it need not be what solutions/ makes of it")
     for solution in (ROOT / "solutions").glob("ex*.py"):
         stub = sources.stub(solution.read_text())
         assert (ROOT / "exercises" / solution.name).read_text() == stub
