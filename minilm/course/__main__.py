@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from minilm import command_line
-from minilm.course import api, assemble, progress, show, sources
+from minilm.course import api, assemble, grade, progress, show, sources
 from minilm.course.spec import Exercise
 
 app = command_line.make_app("Checks your answers to the exercises, and says what went wrong.")
@@ -148,6 +148,9 @@ def build() -> None:
     """For authors: write exercises/ anew from solutions/. Answers that stand there go to .backup."""
     written = sources.build(sources.repository())
     say(f"written: {', '.join(path.name for path in written) or 'nothing had changed'}")
+
+
+app.command("grade")(grade.command)
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ import dataclasses
 import json
 import os
 import sys
+import threading
 import time
 import traceback
 from dataclasses import asdict
@@ -16,11 +17,12 @@ from pathlib import Path
 
 import torch
 
-from minilm.course import difference, sources
+from minilm.course import difference, guard, sources
 from minilm.course.judge import Failure, Verdict, judge
 from minilm.course.spec import Report
 
 SHOWN = 32  # rows and columns of a tensor in a picture
+SENTENCE = 2000  # letters of one: an error message may be as long as a learner's tensor
 
 
 def report(verdict: Verdict) -> Report:
@@ -29,7 +31,8 @@ def report(verdict: Verdict) -> Report:
     found = verdict.mistake
     named = found and {key: getattr(found, key) for key in ("name", "meaning", "consequence", "read")}
     sentences = [
-        f"{each.label}: {each.sentence}" if each.label else each.sentence for each in verdict.failures
+        (f"{each.label}: {each.sentence}" if each.label else each.sentence)[:SENTENCE]
+        for each in verdict.failures
     ]
     picture = next(filter(None, map(draw_failure, verdict.failures)), None)
     return Report(verdict.number, verdict.name, status, sentences, named, picture=picture)
@@ -74,7 +77,8 @@ def judge_file(root: Path, folder: Path, number: str, seed: int) -> Report:
     try:
         module = sources.load_file(file, f"learner_{exercise.module}")
     except BaseException as error:  # a file may even exit while it is imported
-        place = traceback.extract_tb(error.__traceback__)[-1]
+        places = traceback.extract_tb(error.__traceback__)
+        place = next((each for each in reversed(places) if each.filename == str(file)), places[-1])
         line = error.lineno if isinstance(error, SyntaxError) else place.lineno
         sentence = f"{file.name}, line {line}: {type(error).__name__}: {error}"
         return Report(number, exercise.name, "broken", [sentence])
@@ -120,14 +124,25 @@ def limit_memory(extra_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (mapped + extra_bytes, resource.RLIM_INFINITY))
 
 
+def end_with(parent: int) -> None:
+    """End this process soon after the runner that started it, whatever the learner's code is doing."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
 def main() -> None:
     root, folder, seed, results, *numbers = sys.argv[1:]
     torch.set_num_threads(1)
+    threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
     limit_memory(int(os.environ["MINILM_COURSE_MEMORY"]))
-    for number in numbers:
-        line = json.dumps(asdict(check(Path(root), Path(folder), number, int(seed))))
-        with open(results, "a") as file:
-            file.write(line + "\n")
+    with open(results, "a") as file:
+        if workspace := os.environ.get("MINILM_COURSE_WORKSPACE"):
+            guard.confine(Path(workspace))
+        for number in numbers:
+            file.write(json.dumps(asdict(check(Path(root), Path(folder), number, int(seed)))) + "\n")
+            file.flush()
+    os._exit(0)  # what the learner's code left behind, such as a thread, is not waited for
 
 
 if __name__ == "__main__":
