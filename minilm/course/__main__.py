@@ -56,8 +56,7 @@ def check(
     seed: Annotated[int | None, typer.Option(help="Repeat the inputs of an earlier check.")] = None,
 ) -> None:
     """Check your answers on fresh random inputs. Exit code 1 where one is not right yet."""
-    with console.status("checking"):
-        reports = api.check(wanted, folder, seed)
+    reports = api.check(wanted, folder, seed, fork=True)
     for report in reports:
         say(show.rich_text(report))
     say(reports.summary)
@@ -103,7 +102,7 @@ def watch(
     say(f"watching {len(exercises)} exercises in {place}; save a file to have it checked, Ctrl-C ends")
     for changed in changes(place, exercises):
         for exercise in changed:
-            for report in api.check(exercise.number, place):
+            for report in api.check(exercise.number, place, fork=True):
                 say(show.rich_text(report))
 
 

@@ -17,17 +17,20 @@ def answers_folder(folder: str | Path | None = None) -> Path:
     return Path(folder) if folder is not None else sources.repository() / "exercises"
 
 
-def check(wanted: str, folder: str | Path | None = None, seed: int | None = None) -> Reports:
+def check(
+    wanted: str, folder: str | Path | None = None, seed: int | None = None, fork: bool = False
+) -> Reports:
     """Check answers on fresh random inputs, in a process of its own.
 
     wanted: an exercise such as "5.4", or a unit such as "5".
     folder: whose answers; exercises/ by default. What passes there is remembered for `status`.
     seed:   repeats the inputs of an earlier check.
+    fork:   see sandbox.run_module.
     """
     root, folder = sources.repository(), answers_folder(folder)
     seed = secrets.randbelow(PUBLIC_SEEDS) if seed is None else seed
     exercises = sources.find(root, str(wanted))
-    reports = sandbox.run(root, folder, exercises, seed)
+    reports = sandbox.run(root, folder, exercises, seed, fork=fork)
     for exercise, report in zip(exercises, reports, strict=True):
         progress.note(folder, exercise, report)
     return Reports(reports, seed)

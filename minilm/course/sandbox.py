@@ -3,14 +3,17 @@
 import contextlib
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from minilm.course.spec import Exercise, Report
 
@@ -42,11 +45,12 @@ def run(
     limits: Limits | None = None,
     workspace: Path | None = None,
     stop: threading.Event | None = None,
+    fork: bool = False,
 ) -> list[Report]:
     """Check exercises in a process of their own; after an accident the rest goes on in another one.
 
-    workspace, stop: see run_module. Files in folder may import each other where workspace lies beside it.
-    Raises:          Stopped if stop was set.
+    workspace, stop, fork: see run_module. Files in folder may import each other where workspace is beside it.
+    Raises: Stopped if stop was set.
     """
     limits, reports, remaining = limits or Limits(), [], list(exercises)
     root, folder = root.resolve(), folder.resolve()
@@ -54,7 +58,8 @@ def run(
         started = time.monotonic()
         numbers = [exercise.number for exercise in remaining]
         arguments = [root, folder, seed, RESULTS, *numbers]
-        lines, ended = run_module("minilm.course.worker", root, arguments, limits, workspace, stop)
+        worker = "minilm.course.worker"
+        lines, ended = run_module(worker, root, arguments, limits, workspace, stop, fork)
         done = [Report(**line) for line in lines]
         reports += done
         remaining = remaining[len(done) :]
@@ -75,12 +80,15 @@ def run_module(
     limits: Limits,
     workspace: Path | None = None,
     stop: threading.Event | None = None,
+    fork: bool = False,
 ) -> tuple[list[dict], str]:
     """Run a module that runs a learner's code: what it wrote, and in a sentence what ended it.
 
     workspace: the folder that the code runs in, and the only one in which it may change files (see guard);
                None lets it run in root, with all that the user may do.
     stop:      ends the process when it is set.
+    fork:      copy this process, where the system can, rather than start a new one: that saves the seconds of
+               importing torch. Only for a program without threads that has computed nothing yet.
     Raises:    Stopped if stop was set.
     """
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
@@ -88,14 +96,9 @@ def run_module(
         results.touch()
         arguments = [str(results if argument is RESULTS else argument) for argument in arguments]
         with open(printed, "wb") as output:
-            process = subprocess.Popen(
-                [sys.executable, "-m", module, *arguments],
-                cwd=workspace or root,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=_environment(root, limits, workspace),
-                start_new_session=True,  # so that children of the learner's code end with it
+            start = _fork if fork and hasattr(os, "fork") else _spawn
+            process = start(
+                module, arguments, workspace or root, output, _environment(root, limits, workspace)
             )
         try:
             ended = _wait(process, results, printed, limits, stop or threading.Event())
@@ -106,6 +109,75 @@ def run_module(
         return [json.loads(line) for line in whole_lines], ended or (
             f"your code ended the process (code {code}): {_last_line(printed)}"
         )
+
+
+def _spawn(
+    module: str, arguments: list[str], folder: Path, output: BinaryIO, environment: dict[str, str]
+) -> subprocess.Popen:
+    """Run a module in a new Python."""
+    return subprocess.Popen(
+        [sys.executable, "-m", module, *arguments],
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        env=environment,
+        start_new_session=True,  # so that children of the learner's code end with it
+    )
+
+
+class Forked:
+    """A copy of this process that runs a module, used like a subprocess.Popen."""
+
+    def __init__(self, pid: int):
+        self.pid, self.returncode = pid, None
+
+    def poll(self) -> int | None:
+        return self._wait(os.WNOHANG)
+
+    def wait(self) -> int | None:
+        return self._wait(0)
+
+    def _wait(self, options: int) -> int | None:
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, options)
+            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+        return self.returncode
+
+
+def _fork(
+    module: str, arguments: list[str], folder: Path, output: BinaryIO, environment: dict[str, str]
+) -> Forked:
+    """Run a module in a copy of this process, set up like the process of _spawn."""
+    sys.stdout.flush()  # what waits to be printed would be printed twice
+    sys.stderr.flush()
+    pid = os.fork()
+    if pid:
+        return Forked(pid)
+    code = 1
+    try:
+        os.setsid()
+        os.chdir(folder)
+        os.environ.update(environment)
+        for target, source in (
+            (0, os.open(os.devnull, os.O_RDONLY)),
+            (1, output.fileno()),
+            (2, output.fileno()),
+        ):
+            os.dup2(source, target)
+        sys.argv = [module, *arguments]
+        sys.modules.pop(module, None)
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
 
 
 def _environment(root: Path, limits: Limits, workspace: Path | None) -> dict[str, str]:
@@ -121,7 +193,7 @@ def _environment(root: Path, limits: Limits, workspace: Path | None) -> dict[str
 
 
 def _wait(
-    process: subprocess.Popen, results: Path, printed: Path, limits: Limits, stop: threading.Event
+    process: subprocess.Popen | Forked, results: Path, printed: Path, limits: Limits, stop: threading.Event
 ) -> str | None:
     """Wait for the worker; the clock starts anew with each exercise that it has judged."""
     judged, started, computed = -1, time.monotonic(), 0.0
@@ -149,7 +221,7 @@ def _seconds_of_computing(pid: int) -> float:
     return 0.0
 
 
-def _kill(process: subprocess.Popen) -> None:
+def _kill(process: subprocess.Popen | Forked) -> None:
     """End the process and, where the system has process groups, all that it started."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         if hasattr(os, "killpg"):

@@ -83,6 +83,23 @@ def test_the_command_names_the_mistake_first(tmp_path):
     assert ended.returncode == 0 and "3 of 3 right" in ended.stdout, ended
 
 
+def test_accidents_in_a_copied_process(tmp_path):
+    """The command copies itself rather than start another Python; what goes wrong is told all the same."""
+    text = (ROOT / "solutions" / "ex08_grouped_queries.py").read_text()
+    text = sources.stub(text)
+    for number, body in (
+        ("8.1", "import os; os._exit(4)"),
+        ("8.2", "return [0] * 10**10"),
+        ("8.3", "return input()"),
+    ):
+        text = text.replace(f'raise NotImplementedError("exercise {number}")', body)
+    (tmp_path / "ex08_grouped_queries.py").write_text(text)
+    ended = command("check", "8", "--folder", str(tmp_path))
+    assert ended.returncode == 1 and ended.stdout.count("not right yet") == 3, ended
+    for words in ("ended the process (code 4): it printed nothing", "MemoryError", "EOFError"):
+        assert words in ended.stdout, ended
+
+
 def test_what_does_not_exist_is_refused():
     for arguments in (("check", "99"), ("hint", "8.9"), ("hint", "8")):
         ended = command(*arguments)
