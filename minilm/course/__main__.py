@@ -19,8 +19,6 @@ Wanted = Annotated[str, typer.Argument(help="A unit, such as 8, or an exercise, 
 Number = Annotated[str, typer.Argument(help="An exercise, such as 8.1.")]
 Folder = Annotated[Path | None, typer.Option(help="Whose answers; exercises/ by default.")]
 
-BOXES = {"passed": "[green]■[/]", "changed": "[yellow]■[/]", "begun": "[yellow]▪[/]", "open": "[dim]□[/]"}
-
 
 def say(text: str) -> None:
     """Print a line with markup, however long."""
@@ -30,23 +28,13 @@ def say(text: str) -> None:
 @app.command()
 def status(folder: Folder = None) -> None:
     """Show what is done, what comes next, and how long it takes."""
-    units, following = api.status(folder)
+    found = api.status(folder)
     table = Table("unit", "", "exercises", "minutes left", box=None, padding=(0, 2, 0, 0))
-    for unit in units:
-        boxes = " ".join(BOXES[state] for state in unit.states)
-        table.add_row(f"{unit.number:02}", unit.title, boxes, str(unit.minutes_left or "–"))
+    for number, title, boxes, minutes in found.rows():
+        table.add_row(number, title, boxes.replace("■", "[green]■[/]"), minutes)
     console.print(table)
-    states = [state for unit in units for state in unit.states]
-    left = sum(unit.minutes_left for unit in units)
-    say(f"{states.count('passed')} of {len(states)} passed, about {left // 60} h {left % 60} min left")
-    say("■ passed (yellow: changed since, check again)   ▪ begun   □ open")
-    if following is None:
-        say("All done: python -m minilm.course assemble puts your parts into a model.")
-    else:
-        say(
-            f"next: [bold]{following.number}[/] {following.name}, about {following.minutes} min, in "
-            f"exercises/{following.module}.py; then python -m minilm.course check {following.number}"
-        )
+    for note in found.notes():
+        say(note)
 
 
 @app.command()

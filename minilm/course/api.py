@@ -2,11 +2,10 @@
 
 import difflib
 import secrets
-from dataclasses import dataclass
 from pathlib import Path
 
 from minilm.course import progress, sandbox, sources
-from minilm.course.show import Reports
+from minilm.course.show import Reports, Status, UnitStatus
 from minilm.course.spec import Exercise
 
 PUBLIC_SEEDS = 10_000  # a check draws its seed below this; grading takes others
@@ -105,18 +104,8 @@ def one_exercise(number: str) -> Exercise:
     return found[0]
 
 
-@dataclass
-class UnitStatus:
-    """How far a learner has come in a unit."""
-
-    number: int
-    title: str
-    states: list[str]  # of progress.state, exercise by exercise
-    minutes_left: int
-
-
-def status(folder: str | Path | None = None) -> tuple[list[UnitStatus], Exercise | None]:
-    """How far one is in each unit, and the exercise that comes next; None when all have passed."""
+def status(folder: str | Path | None = None) -> Status:
+    """How far one is in each unit, what comes next, and how long it takes."""
     folder, units, following = answers_folder(folder), [], None
     for unit in sources.units(sources.repository()):
         states = [progress.state(folder, exercise) for exercise in unit.exercises]
@@ -124,4 +113,4 @@ def status(folder: str | Path | None = None) -> tuple[list[UnitStatus], Exercise
         following = following or next(iter(pending), None)
         title = unit.module.split("_", 1)[1].replace("_", " ")
         units.append(UnitStatus(unit.number, title, states, sum(e.minutes for e in pending)))
-    return units, following
+    return Status(units, following)

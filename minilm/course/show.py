@@ -3,16 +3,19 @@
 import base64
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape as html
 from math import isfinite
 
 from rich.markup import escape
 
-from minilm.course.spec import Report
+from minilm.course.spec import Exercise, Report
 
 SHOWN = 3  # failures of one exercise that are told; the rest is counted
 COLOURS = {"passed": "green", "failed": "red", "unsolved": "yellow", "broken": "red"}
 WORDS = {"passed": "right", "failed": "not right yet", "unsolved": "not begun", "broken": "cannot be run"}
+BOXES = {"passed": "■", "changed": "◪", "begun": "▪", "open": "□"}
+MEANINGS = {"passed": "passed", "changed": "changed since it passed", "begun": "begun", "open": "open"}
 SIGNS = {"passed": "✔", "failed": "✘", "unsolved": "○", "broken": "✘"}
 
 
@@ -62,6 +65,59 @@ class Reports(list[Report]):
 
     def _repr_html_(self) -> str:
         return "".join(map(as_html, self)) + f"<p><small>{html(self.summary)}</small></p>"
+
+
+@dataclass
+class UnitStatus:
+    """How far a learner has come in a unit."""
+
+    number: int
+    title: str
+    states: list[str]  # of progress.state, exercise by exercise
+    minutes_left: int
+
+
+@dataclass
+class Status:
+    """How far a learner has come, and the exercise that is next; None when all have passed."""
+
+    units: list[UnitStatus]
+    following: Exercise | None
+
+    def rows(self) -> list[tuple[str, str, str, str]]:
+        """A line per unit: number, title, a box per exercise, minutes left."""
+        return [
+            (f"{unit.number:02}", unit.title, " ".join(BOXES[state] for state in unit.states),
+             str(unit.minutes_left or "–"))
+            for unit in self.units
+        ]  # fmt: skip
+
+    def notes(self) -> list[str]:
+        """How much is done, what the boxes mean, and what comes next."""
+        states = [state for unit in self.units for state in unit.states]
+        left = sum(unit.minutes_left for unit in self.units)
+        legend = "   ".join(f"{box} {MEANINGS[state]}" for state, box in BOXES.items())
+        done = f"{states.count('passed')} of {len(states)} passed, about {left // 60} h {left % 60} min left"
+        if self.following is None:
+            return [done, legend, "All done: python -m minilm.course assemble puts your parts into a model."]
+        each = self.following
+        return [
+            done,
+            legend,
+            f"next: {each.number} {each.name}, about {each.minutes} min, in exercises/{each.module}.py; then "
+            f"python -m minilm.course check {each.number}",
+        ]
+
+    def __repr__(self) -> str:
+        return "\n".join([*("  ".join(row) for row in self.rows()), *self.notes()])
+
+    def _repr_html_(self) -> str:
+        head = "<tr><th>unit</th><th></th><th>exercises</th><th>minutes left</th></tr>"
+        cells = (
+            "".join(f"<td style='text-align: left'>{html(text)}</td>" for text in row) for row in self.rows()
+        )
+        table = f"<table>{head}{''.join(f'<tr>{row}</tr>' for row in cells)}</table>"
+        return table + "".join(f"<div>{html(note)}</div>" for note in self.notes())
 
 
 def as_html(report: Report) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from minilm import course
-from minilm.course import api, progress, sandbox, show, sources
+from minilm.course import progress, sandbox, show, sources
 from minilm.course.spec import Report
 
 ROOT = Path(__file__).parents[2]
@@ -44,7 +44,7 @@ def judged(monkeypatch):
 
 def states(folder: Path) -> list[str]:
     """The states of unit 8."""
-    return next(unit.states for unit in api.status(folder)[0] if unit.number == 8)
+    return next(unit.states for unit in course.status(folder).units if unit.number == 8)
 
 
 def test_status_follows_checks_and_edits(judged, tmp_path):
@@ -55,9 +55,11 @@ def test_status_follows_checks_and_edits(judged, tmp_path):
     judged["8.1"], judged["8.2"] = "passed", "failed"
     course.check("8", tmp_path)
     assert states(tmp_path) == ["passed", "begun", "open"]
-    units, following = api.status(tmp_path)
-    assert following.number == "1.1"
-    assert next(unit.minutes_left for unit in units if unit.number == 8) == 5 + 20
+    found = course.status(tmp_path)
+    assert found.following.number == "1.1"
+    assert next(unit.minutes_left for unit in found.units if unit.number == 8) == 5 + 20
+    assert "08  grouped queries  ■ ▪ □  25" in repr(found) and "1 of 71 passed" in repr(found)
+    assert "<td style='text-align: left'>■ ▪ □</td>" in found._repr_html_()
     stubs(tmp_path, e8_2="return 1")
     assert states(tmp_path) == ["passed", "begun", "open"]
     stubs(tmp_path, e8_1="return x")
