@@ -77,7 +77,7 @@ def describe_sequence(found: Any, expected: tuple | list, allowed: float, what: 
     if not isinstance(found, (tuple, list)) or len(found) != len(expected):
         kind = f"a {type(expected).__name__} of {len(expected)}"
         got = f"one of {len(found)}" if isinstance(found, (tuple, list)) else f"a {type(found).__name__}"
-        shown = f": {expected!r} was expected, not {found!r}"[:300] if short else ""
+        shown = f": {in_short(expected)} was expected, not {in_short(found)}"[:300] if short else ""
         return f"{what} should be {kind}, and is {got}{shown}"
     name = "result" if what == "the result" else what
     parts = (
@@ -92,7 +92,12 @@ def describe_sequence(found: Any, expected: tuple | list, allowed: float, what: 
             matches = zip(swapped, expected, strict=True)
             if all(describe(one, other, allowed) is None for one, other in matches):
                 return f"{what} has its values {i + 1} and {j + 1} exchanged"
-    return f"{what} is {found!r}, expected {expected!r}"[:300] if wrong and short else wrong
+    return f"{what} is {in_short(found)}, expected {in_short(expected)}" if wrong and short else wrong
+
+
+def in_short(value: Any) -> str:
+    """A list of numbers and words as Python writes it, with six digits of each number."""
+    return repr(map_leaves(lambda x: float(f"{x:.6g}") if isinstance(x, float) else x, value))[:150]
 
 
 def describe_dict(found: Any, expected: dict, allowed: float, what: str) -> str | None:
@@ -201,7 +206,7 @@ def patterns(found: Tensor, expected: Tensor, allowed: float) -> Iterator[str | 
             factor = torch.tensor(1.0)
         simple = any(abs(factor.item() * k - round(factor.item() * k)) < 1e-4 for k in (1, 2, 3))
         if factor.abs() > 1e-6 and factor != 1 and (expected.numel() > 1 or simple) and close(x / factor, y):
-            yield f"is everywhere {factor.item():.6g} times what is expected"
+            yield f"is everywhere {name_factor(factor.item(), expected.shape)} times what is expected"
     for axis in range(expected.ndim):
         length = expected.shape[axis]
         if length < 2:
@@ -220,6 +225,17 @@ def patterns(found: Tensor, expected: Tensor, allowed: float) -> Iterator[str | 
         for b in range(a + 1, expected.ndim):
             if close(x.transpose(a, b), y):
                 yield f"has axes {a} and {b} exchanged"
+
+
+def name_factor(factor: float, shape: torch.Size) -> str:
+    """A factor, and what it is of a length of the tensor, where it is that: 0.447214 (1/√5)."""
+    for length in dict.fromkeys(size for size in reversed(shape) if size > 1):
+        names = {length: f"{length}", 1 / length: f"1/{length}", length**0.5: f"√{length}",
+                 length**-0.5: f"1/√{length}"}  # fmt: skip
+        for value, name in names.items():
+            if abs(abs(factor) - value) < 1e-5 * value and not value.is_integer():
+                return f"{factor:.6g} ({'-' * (factor < 0)}{name})"
+    return f"{factor:.6g}"
 
 
 def permutation(x: Tensor, y: Tensor, axis: int, close: Callable[[Tensor, Tensor], bool]) -> list[int] | None:

@@ -138,6 +138,7 @@ def picture(report: Report) -> str:
         return ""
     import numpy as np
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     yours, right = (np.array(report.picture[name], dtype=float) for name in ("found", "expected"))
     with np.errstate(invalid="ignore"):
@@ -153,6 +154,8 @@ def picture(report: Report) -> str:
         shown = np.where(np.isfinite(table), table, np.nan)
         image = axes.imshow(shown, cmap="PuOr", vmin=-limit, vmax=limit, interpolation="nearest")
         axes.set(title=title, xlabel="last axis", ylabel="axis before it")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator(integer=True))
         figure.colorbar(image, ax=axes, shrink=0.8)
     figure.suptitle(report.picture["label"], fontsize=9)
     buffer = io.BytesIO()

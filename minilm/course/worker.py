@@ -14,12 +14,13 @@ import time
 import traceback
 from dataclasses import asdict
 from pathlib import Path
+from types import ModuleType
 
 import torch
 
 from minilm.course import difference, guard, sources
 from minilm.course.judge import Failure, Verdict, judge
-from minilm.course.spec import Report
+from minilm.course.spec import Exercise, Report
 
 SHOWN = 32  # rows and columns of a tensor in a picture
 SENTENCE = 2000  # letters of one: an error message may be as long as a learner's tensor
@@ -34,7 +35,9 @@ def report(verdict: Verdict) -> Report:
         (f"{each.label}: {each.sentence}" if each.label else each.sentence)[:SENTENCE]
         for each in verdict.failures
     ]
-    picture = next(filter(None, map(draw_failure, verdict.failures)), None)
+    # The one that shows most: a pattern is seen better in many numbers than in a few.
+    pictures = filter(None, map(draw_failure, verdict.failures))
+    picture = max(pictures, key=lambda drawn: len(drawn["found"]) * len(drawn["found"][0]), default=None)
     return Report(verdict.number, verdict.name, status, sentences, named, picture=picture)
 
 
@@ -94,7 +97,29 @@ def judge_file(root: Path, folder: Path, number: str, seed: int) -> Report:
         sentence = f"{file.name} defines no {exercise.name}; the name must stay as it was"
         return Report(number, exercise.name, "broken", [sentence])
     solutions = sources.load_file(root / "solutions" / file.name, f"solution_{exercise.module}")
-    return report(judge(exercise, answer, getattr(solutions, exercise.name), seed))
+    verdict = judge(exercise, answer, getattr(solutions, exercise.name), seed)
+    found = report(verdict)
+    if found.status == "failed" and found.mistake is None:
+        found.sentences[:0] = blame(
+            sources.find(root, number.split(".")[0]), exercise, module, solutions, seed
+        )
+    return found
+
+
+def blame(
+    unit: list[Exercise], exercise: Exercise, module: ModuleType, solutions: ModuleType, seed: int
+) -> list[str]:
+    """Which functions of the same file, exercises themselves, an answer calls although they are not right."""
+    code = getattr(getattr(module, exercise.name), "__code__", None)
+    called = [each for each in unit if code and each is not exercise and each.name in code.co_names]
+    answers = ((each, getattr(module, each.name, None), getattr(solutions, each.name)) for each in called)
+    return [
+        f"it calls your {each.name} (exercise {each.number}), which is not right yet: begin there"
+        for each, answer, worked in answers
+        if answer is not None
+        and each.number != exercise.number
+        and not judge(each, answer, worked, seed).passed
+    ]
 
 
 def ready_made(file: Path) -> list[str]:
