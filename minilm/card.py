@@ -19,7 +19,8 @@ from minilm.heads import CausalLM
 from minilm.tokenizer import Tokenizer
 
 TEXT_PROMPTS = ("Return the", "The assert statement", "If the argument is")
-CODE_PROMPTS = ("def read(self", "import os\n", "class Error(Exception):\n")
+# None ends in a line break: before the next line's indentation it is a part of that token, never one alone.
+CODE_PROMPTS = ("def read(self, size=-1):", "import os", "class Error(Exception):")
 GAPS = (("    def close(self):\n        if self.", "\n            self.file.close()\n"),)
 TEMPERATURE = 0.5  # of the samples: a small model's second thoughts are seldom better
 PREVIOUS, INDUCTION = 0.4, 0.15  # a head that gives this share of its attention is named for it

@@ -1,7 +1,10 @@
 """The small models that ship: transformers reads them, and they know more than counts of words tell."""
 
+import ast
+import codeop
 import functools
 import re
+import warnings
 from pathlib import Path
 
 import pytest
@@ -9,10 +12,10 @@ import torch
 import transformers
 
 import minilm
-from minilm import card, data, train
+from minilm import card, data, initialize, train
 
 FOLDER = Path(minilm.__file__).parent / "checkpoints"
-NAMES = sorted(path.parent.name for path in FOLDER.glob("*/config.json"))
+NAMES = ["tiny-gemma", "tiny-gpt-bigcode", "tiny-gpt-neox", "tiny-qwen2"]
 CODE = [
     name for name in NAMES if "--data stdlib" in (FOLDER / name / "README.md").read_text(encoding="utf-8")
 ]
@@ -74,10 +77,52 @@ def test_it_beats_trigrams_on_text_it_has_not_seen(name):
     assert train.evaluate(model, rows[chosen]) < trigram
 
 
+def may_go_on(text: str) -> bool:
+    """Whether a text is Python, or becomes Python when more lines follow; its last line is cut off."""
+    whole_lines = text.rpartition("\n")[0] + "\n"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # such as of comparisons with a literal
+        try:
+            ast.parse(whole_lines)
+            return True
+        except SyntaxError:
+            pass
+        try:
+            return codeop.compile_command(whole_lines, symbol="exec") is None
+        except SyntaxError:
+            return False
+
+
+def test_what_may_go_on():
+    for text in ("x = 1\ny =", "def f():\n    try:\n        return 1\n    ", "def f():\n"):
+        assert may_go_on(text), text
+    for text in ("x = (1]\ny", "def f():\nreturn 1\n", "    x = 1\ny = 2\n", "if x:\n  y\n z\n"):
+        assert not may_go_on(text), text
+
+
+@pytest.mark.parametrize("name", CODE)
+def test_its_code_mostly_parses(name):
+    """Of the functions that it begins, drawn with many seeds, four of five are Python as far as they go."""
+    model, tokenizer = minilm.load(name, dtype=torch.float32), minilm.load_tokenizer(name)
+    prompts = torch.tensor([tokenizer.encode("def read(self, size=-1):")] * 30)
+    draw = torch.Generator().manual_seed(0)
+    out = minilm.generate(
+        model, prompts, max_new_tokens=60, do_sample=True, temperature=card.TEMPERATURE, generator=draw
+    )
+    texts = [tokenizer.decode(row, skip_special_tokens=True) for row in out]
+    assert len(set(texts)) > 25
+    assert sum(map(may_go_on, texts)) >= 0.8 * len(texts)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_its_heads_look_at_the_token_before(name):
-    """At least one head gives most of its attention there, which an untrained one cannot: it spreads it."""
+    """At least one head gives it several times what a head that has learned nothing gives it."""
     model, tokenizer = minilm.load(name, dtype=torch.float32), minilm.load_tokenizer(name)
     text = "Return a new list of the values of the mapping. If the key is not found, raise KeyError.\n" * 3
+    if name in CODE:
+        text = "def get(self, key):\n    if key not in self.data:\n        raise KeyError(key)\n" * 3
     rows = data.pack([tokenizer.encode(text)], 96)
-    assert card.previous_token_scores(model, rows).max() > 0.3
+    fresh = minilm.CausalLM(model.config)
+    initialize.initialize(fresh, model.config, torch.Generator().manual_seed(0))
+    untrained = card.previous_token_scores(fresh, rows).max()
+    assert untrained < 0.08 and card.previous_token_scores(model, rows).max() > 4 * untrained

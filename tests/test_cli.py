@@ -574,7 +574,7 @@ def test_run_with_smollm2(minilm_command, monkeypatch, tmp_path):
 
 @pytest.mark.slow
 def test_run_as_a_program(tmp_path):
-    """All families, in a process of its own, as `make run` starts it: every eager column is zero."""
+    """All families and the models that ship, as `make run` starts it: every eager column is zero."""
     done = subprocess.run(
         [sys.executable, "-m", "minilm", "run", "--no-fetch"],
         cwd=Path(minilm.__file__).parents[1],
@@ -585,7 +585,8 @@ def test_run_as_a_program(tmp_path):
     )
     assert (done.returncode, done.stderr) == (0, "")
     rows = table_rows(done.stdout)
-    assert len(rows) == len(FAMILIES) * 2 * 3
+    assert len(rows) == (len(FAMILIES) + len(checkpoint.shipped())) * 2 * 3
     assert {cell for line in rows for cell in eager_cells(line)} == {"0"}
     assert max(map(len, done.stdout.splitlines()[: len(rows)])) <= 80
+    assert all(f"\n{name} writes\n" in done.stdout for name in checkpoint.shipped())
     assert "smollm2 has not been fetched yet" in done.stdout
