@@ -121,6 +121,7 @@ class Result:
     case: Case
     difference: float  # the largest difference of a logit at a real token
     tokens_agree: bool  # the best next token is the same at every real token, and so is greedy decoding
+    largest: float = 0.0  # the largest logit, which rounding grows with
 
 
 @dataclass(frozen=True)
@@ -227,7 +228,8 @@ def compare(
                 if cache == "steps" and padding != "right":
                     agree = agree and greedy_agrees(reference, model, batch)
                 difference = (found - expected)[real].abs().max().item()
-                yield Result(name or str(source), Case(dtype, backend, cache, padding), difference, agree)
+                case = Case(dtype, backend, cache, padding)
+                yield Result(name or str(source), case, difference, agree, expected[real].abs().max().item())
 
 
 def compare_families(

@@ -306,6 +306,13 @@ def test_parity_of_a_model_that_differs(minilm_command, bare_model, monkeypatch)
     assert all("0" not in eager_cells(line) for line in table_rows(ended.out))
 
 
+def test_rounding_grows_with_the_logits(capsys):
+    """3e-5 is too much for logits of 8, and no more than rounding for logits of 16; eager must give 0."""
+    for backend, largest, fits in (("sdpa", 8.0, False), ("sdpa", 16.0, True), ("eager", 16.0, False)):
+        case = parity.Case("fp32", backend, "none", "none")
+        assert cli.print_results([parity.Result("model", case, 3e-5, True, largest)]) == fits
+
+
 def test_parity_trace(minilm_command, bare_model, monkeypatch):
     """Nothing found in an intact model; else the operation with a hint, those that follow, and code 1."""
     ended = minilm_command("parity", bare_model, "--trace")
