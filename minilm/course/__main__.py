@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from minilm import command_line
-from minilm.course import api, assemble, grade, progress, show, sources
+from minilm.course import api, assemble, grade, notebooks, progress, show, sources
 from minilm.course.spec import Exercise
 
 app = command_line.make_app("Checks your answers to the exercises, and says what went wrong.")
@@ -138,6 +138,13 @@ def build() -> None:
 
 
 app.command("grade")(grade.command)
+
+
+@app.command()
+def sync() -> None:
+    """For authors: refresh the cells of notebooks that hold the package's code (# %load -s …)."""
+    changed = notebooks.sync(sources.repository())
+    say(f"refreshed: {', '.join(path.name for path in changed) or 'nothing had changed'}")
 
 
 def main() -> None:

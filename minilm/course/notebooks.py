@@ -1,0 +1,52 @@
+"""Cells of notebooks that hold the package's own code, kept in step with it.
+
+Such a cell begins with IPython's own line, `# %load -s rms_norm,gemma_rms_norm ../minilm/norm.py`, and then
+holds those functions or classes to the letter, so that it can be edited and run in place.
+"""
+
+import re
+from pathlib import Path
+
+from minilm.course import sources
+
+FIRST_LINE = re.compile(r"# %load -s (?P<names>[\w,]+) (?P<path>\S+)")
+
+
+def in_step(source: str, folder: Path) -> str:
+    """What a cell should hold; a cell that does not begin with such a line stays as it is.
+
+    folder: where the notebook lies, from which the path in its line starts.
+    Raises: ValueError if there is no such file, or nothing of that name in it.
+    """
+    first, *_ = source.split("\n", 1)
+    found = FIRST_LINE.fullmatch(first.rstrip())
+    if found is None:
+        return source
+    path = folder / found["path"]
+    if not path.is_file():
+        raise ValueError(f"{first!r}: there is no {path}")
+    code = path.read_text(encoding="utf-8")
+    parts = []
+    for name in found["names"].split(","):
+        try:
+            parts.append(sources.segment(code, name).rstrip("\n"))
+        except KeyError:
+            raise ValueError(f"{first!r}: {path} defines no {name}") from None
+    return "\n".join([first.rstrip(), "\n\n\n".join(parts)])
+
+
+def sync(root: Path) -> list[Path]:
+    """Refresh the cells of all notebooks; returns the notebooks that changed."""
+    import nbformat
+
+    changed = []
+    for path in sorted((root / "notebooks").glob("*.ipynb")):
+        notebook = nbformat.read(path, as_version=4)
+        before = [cell.source for cell in notebook.cells]
+        for cell in notebook.cells:
+            if cell.cell_type == "code":
+                cell.source = in_step(cell.source, path.parent)
+        if [cell.source for cell in notebook.cells] != before:
+            sources.write_whole(path, nbformat.writes(notebook) + "\n")
+            changed.append(path)
+    return changed
