@@ -17,6 +17,8 @@ from typing import BinaryIO
 
 from minilm.course.spec import Exercise, Report
 
+START = 120.0  # seconds that a slow machine may take to import torch, before a learner's code runs
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -93,7 +95,6 @@ def run_module(
     """
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
         results, printed = Path(temporary, "results"), Path(temporary, "printed")
-        results.touch()
         arguments = [str(results if argument is RESULTS else argument) for argument in arguments]
         with open(printed, "wb") as output:
             start = _fork if fork and hasattr(os, "fork") else _spawn
@@ -195,11 +196,12 @@ def _environment(root: Path, limits: Limits, workspace: Path | None) -> dict[str
 def _wait(
     process: subprocess.Popen | Forked, results: Path, printed: Path, limits: Limits, stop: threading.Event
 ) -> str | None:
-    """Wait for the worker; the clock starts anew with each exercise that it has judged."""
-    judged, started, computed = -1, time.monotonic(), 0.0
+    """Wait for the worker; the clock starts when it opens its file of results, and anew with each of them."""
+    judged, begun, computed = -1, time.monotonic(), 0.0
+    started = begun
     while process.poll() is None:
         lines, computing = _read(results).count(b"\n"), _seconds_of_computing(process.pid)
-        if lines != judged:
+        if lines != judged or (not results.exists() and time.monotonic() - begun < START):
             judged, started, computed = lines, time.monotonic(), computing
         waited = time.monotonic() - started
         endless = limits.patience > 1 and computing - computed > limits.seconds
