@@ -125,4 +125,6 @@ def test_its_heads_look_at_the_token_before(name):
     fresh = minilm.CausalLM(model.config)
     initialize.initialize(fresh, model.config, torch.Generator().manual_seed(0))
     untrained = card.previous_token_scores(fresh, rows).max()
-    assert untrained < 0.08 and card.previous_token_scores(model, rows).max() > 4 * untrained
+    best = card.previous_token_scores(model, rows).max()
+    assert untrained < 0.08 and best > 4 * untrained
+    assert name in CODE or best > 0.3

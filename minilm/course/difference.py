@@ -230,8 +230,7 @@ def patterns(found: Tensor, expected: Tensor, allowed: float) -> Iterator[str | 
 def name_factor(factor: float, shape: torch.Size) -> str:
     """A factor, and what it is of a length of the tensor, where it is that: 0.447214 (1/√5)."""
     for length in dict.fromkeys(size for size in reversed(shape) if size > 1):
-        names = {length: f"{length}", 1 / length: f"1/{length}", length**0.5: f"√{length}",
-                 length**-0.5: f"1/√{length}"}  # fmt: skip
+        names = {1 / length: f"1/{length}", length**0.5: f"√{length}", length**-0.5: f"1/√{length}"}
         for value, name in names.items():
             if abs(abs(factor) - value) < 1e-5 * value and not value.is_integer():
                 return f"{factor:.6g} ({'-' * (factor < 0)}{name})"

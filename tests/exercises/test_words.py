@@ -33,6 +33,7 @@ HOLE = CAUSAL.clone().index_put((torch.tensor([2]), torch.tensor([1])), torch.te
 SENTENCES = [
     (-X, X, "has every sign reversed"),
     (2 * X, X, "is everywhere 2 times what is expected"),
+    (6 * X, X, "is everywhere 6 times what is expected"),
     (X / 6**0.5, X, "is everywhere 0.408248 (1/√6) times what is expected"),
     (X.roll(-1, 0), X, "is shifted by -1 along axis 0"),
     (X.flip(1), X, "is reversed along axis 1"),
