@@ -268,7 +268,9 @@ def print_results(results: list[parity.Result]) -> bool:
         verdicts[backend] = verdicts.get(backend, True) and fits
     for backend, fits in verdicts.items():
         claim = (
-            "equal to transformers bit for bit" if backend == "eager" else f"within {FP32_LIMIT:g} in fp32"
+            "equal to transformers bit for bit"
+            if backend == "eager"
+            else f"within {FP32_LIMIT:g} in fp32 (logits of up to {USUAL_LOGIT:g}; in proportion beyond)"
         )
         say(f"{backend}: {claim}" if fits else f"{backend}: NOT {claim}")
     if any(item.case.dtype == "bf16" and item.case.backend != "eager" for item in results):

@@ -74,11 +74,6 @@ def refused(ended: Ended, *parts: str) -> None:
         assert part in ended.err
 
 
-def only_llama(monkeypatch) -> None:
-    """One family instead of all: the table takes seconds rather than a minute."""
-    monkeypatch.setattr(families, "FAMILIES", {"llama": FAMILIES["llama"]})
-
-
 # ----------------------------------------------------------------------------------------------------------
 # Help, and how it ends
 
@@ -541,12 +536,15 @@ def test_fetch_without_a_network(minilm_command, monkeypatch):
 
 def test_run_without_smollm2(minilm_command, monkeypatch):
     """The table with its zeros, then one sentence on what is missing; nothing went wrong, so code 0."""
-    only_llama(monkeypatch)
+    # One family and one model that ships instead of all: seconds rather than minutes.
+    monkeypatch.setattr(families, "FAMILIES", {"qwen2": FAMILIES["qwen2"]})
+    monkeypatch.setattr(checkpoint, "shipped", lambda: ["tiny-qwen2"])
     ended = minilm_command("run", "--no-fetch")
     assert (ended.code, ended.err) == (0, "")
     rows = table_rows(ended.out)
-    assert len(rows) == 6
-    assert [eager_cells(line) for line in rows] == [["0", "0", "0"]] * 6
+    assert len(rows) == 12
+    assert [eager_cells(line) for line in rows] == [["0", "0", "0"]] * 12
+    assert "\ntiny-qwen2 writes\n" in ended.out
     assert "eager: equal to transformers bit for bit" in ended.out
     last = ended.out.splitlines()[-1]
     assert last.startswith("Without SmolLM2 this is all for now: smollm2 has not been fetched yet; run:")

@@ -63,11 +63,11 @@ def judge(exercise: Exercise, answer: Any, solution: Any, seed: int) -> Verdict:
     if any(isinstance(outcome.error, NotImplementedError) for _, _, outcome, _ in trials):
         verdict.unsolved = True
         return verdict
-    for case, expected, outcome, allowed in trials:
-        sentence = fault(case, expected, outcome, allowed)
+    sentences = [fault(*trial) for trial in trials]
+    for (case, expected, outcome, _), sentence in zip(trials, sentences, strict=True):
         if sentence is not None:
             verdict.failures.append(Failure(case.label, sentence, outcome.value, expected.value))
-    if only_half(trials, verdict.failures):
+    if only_half(trials, sentences):
         verdict.failures.insert(0, Failure("", ONLY_HALF))
     for index, (statement, check) in enumerate(exercise.laws):
         try:
@@ -83,21 +83,25 @@ def judge(exercise: Exercise, answer: Any, solution: Any, seed: int) -> Verdict:
     return verdict
 
 
-def only_half(trials: list[tuple[Case, Outcome, Outcome, float]], failures: list[Failure]) -> bool:
-    """Whether fp32 inputs came out right, and bf16 or fp16 inputs did not."""
-    failed = {failure.label for failure in failures if " torch." not in failure.sentence}  # another dtype
+def only_half(trials: list[tuple[Case, Outcome, Outcome, float]], sentences: list[str | None]) -> bool:
+    """Whether fp32 inputs came out right, and bf16 or fp16 inputs wrong for more than the result's dtype."""
     right = {True: 0, False: 0}  # half precision -> how many cases passed
     wrong = {True: 0, False: 0}
-    for case, *_ in trials:
-        (wrong if case.label in failed else right)[is_half(case)] += 1
+    for (case, expected, outcome, _), sentence in zip(trials, sentences, strict=True):
+        another_dtype = dtypes(outcome.value) != dtypes(expected.value)
+        (right if sentence is None or another_dtype else wrong)[is_half(case)] += 1
     return bool(wrong[True] and right[False] and not wrong[False])
+
+
+def dtypes(value: Any) -> list[torch.dtype]:
+    """The dtypes of all tensors in a value, in their order."""
+    return [tensor.dtype for tensor in difference.tensors(value)]
 
 
 def is_half(case: Case) -> bool:
     """Whether bf16 or fp16 occurs in the input."""
-    dtypes = {leaf.dtype if isinstance(leaf, Tensor) else leaf for leaf in difference.leaves(case.args)
-              if isinstance(leaf, (Tensor, torch.dtype))}  # fmt: skip
-    return bool(dtypes & {torch.bfloat16, torch.float16})
+    named = [leaf for leaf in difference.leaves(case.args) if isinstance(leaf, torch.dtype)]
+    return bool({torch.bfloat16, torch.float16} & {*dtypes(case.args), *named})
 
 
 def try_cases(

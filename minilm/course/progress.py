@@ -3,9 +3,6 @@
 import contextlib
 import hashlib
 import json
-import os
-import tempfile
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,11 +17,9 @@ class Record:
     """What is known of one exercise."""
 
     number: str
-    status: str = "untouched"  # or the status of the last report
     passed: str | None = None  # the hash of the code that passed last
     attempts: int = 0
     hints: int = 0  # the highest level that was asked for
-    checked: float | None = None  # when, in seconds since 1970
     gave_up: bool = False  # the solution was shown before it passed
 
 
@@ -37,25 +32,18 @@ def read(folder: Path, number: str) -> Record:
 
 
 def write(folder: Path, record: Record) -> None:
-    """Write a record beside its place, then move it there: a kill leaves the old one or the new."""
+    """Write a record in the place of an older one."""
     path = _path(folder, record.number)
     path.parent.mkdir(exist_ok=True)
-    handle, beside = tempfile.mkstemp(dir=path.parent, suffix=".part")
-    with open(handle, "w", encoding="utf-8") as file:
-        json.dump(asdict(record), file)
-        file.flush()
-        os.fsync(file.fileno())  # the name may not reach the disk before the content does
-    os.replace(beside, path)
+    sources.write_whole(path, json.dumps(asdict(record)))
 
 
 def note(folder: Path, exercise: Exercise, report: Report) -> None:
     """Remember the outcome of a check. An exercise that has not been begun leaves no trace."""
     record = read(folder, exercise.number)
-    record.status = report.status
     if report.status == "unsolved" and record.attempts == 0:
         return
     record.attempts += 1
-    record.checked = time.time()
     if report.status == "passed":
         record.passed = fingerprint(folder, exercise)
     write(folder, record)

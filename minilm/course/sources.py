@@ -76,8 +76,8 @@ def build(root: Path) -> list[Path]:
     for solution in sorted((root / "solutions").glob("ex*.py")):
         target = root / "exercises" / solution.name
         target.parent.mkdir(exist_ok=True)
-        text = stub(solution.read_text())
-        if not target.exists() or target.read_text() != text:
+        text = stub(solution.read_text(encoding="utf-8"))
+        if not target.exists() or target.read_text(encoding="utf-8") != text:
             if target.exists():
                 back_up(target)
             write_whole(target, text)
@@ -110,11 +110,14 @@ def reset(root: Path, folder: Path, exercises: list[Exercise]) -> list[Path]:
     """
     backups = []
     for module in dict.fromkeys(exercise.module for exercise in exercises):
-        path, stubs = folder / f"{module}.py", stub((root / "solutions" / f"{module}.py").read_text())
+        path, stubs = (
+            folder / f"{module}.py",
+            stub((root / "solutions" / f"{module}.py").read_text(encoding="utf-8")),
+        )
         text = stubs
         if path.exists():
             backups.append(back_up(path))
-            text = path.read_text(errors="replace")
+            text = path.read_text(encoding="utf-8", errors="replace")
             for name in (exercise.name for exercise in exercises if exercise.module == module):
                 try:
                     text = text.replace(segment(text, name), segment(stubs, name))
@@ -140,6 +143,9 @@ def back_up(path: Path) -> Path:
 
 def write_whole(path: Path, text: str) -> None:
     """Write a file beside its place, then move it there: a kill leaves the old one or the new."""
-    beside = path.with_name(f".{path.name}.part")
-    beside.write_text(text, encoding="utf-8")
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with beside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())  # the name may not reach the disk before the content does
     os.replace(beside, path)

@@ -14,17 +14,8 @@ from pathlib import Path, PurePosixPath
 FILE_BYTES = 2**20  # a file of exercises has a few thousand
 FOLDER_BYTES = 16 * 2**20
 SKIPPED = {"solutions", "__pycache__", "__MACOSX", "node_modules", "site-packages"}
-HANDED_IN = {
-    ".ipynb",
-    ".py",
-    ".7z",
-    ".bz2",
-    ".gz",
-    ".rar",
-    ".tar",
-    ".tgz",
-    ".xz",
-}  # and what else could be one
+# What a single file could be that is handed in instead of a folder.
+HANDED_IN = set(".ipynb .py .7z .bz2 .gz .rar .tar .tgz .xz".split())
 
 
 class Unusable(Exception):

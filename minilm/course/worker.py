@@ -111,21 +111,20 @@ def blame(
 ) -> list[str]:
     """Which functions of the same file, exercises themselves, an answer calls although they are not right."""
     code = getattr(getattr(module, exercise.name), "__code__", None)
-    called = [each for each in unit if code and each is not exercise and each.name in code.co_names]
+    others = [each for each in unit if each.number != exercise.number]
+    called = [each for each in others if code and each.name in code.co_names]
     answers = ((each, getattr(module, each.name, None), getattr(solutions, each.name)) for each in called)
     return [
         f"it calls your {each.name} (exercise {each.number}), which is not right yet: begin there"
         for each, answer, worked in answers
-        if answer is not None
-        and each.number != exercise.number
-        and not judge(each, answer, worked, seed).passed
+        if answer is not None and not judge(each, answer, worked, seed).passed
     ]
 
 
 def ready_made(file: Path) -> list[str]:
     """What a file imports from places that hold the answers."""
     imported = []
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             imported += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
@@ -145,7 +144,7 @@ def limit_memory(extra_bytes: int) -> None:
         return
     import resource
 
-    mapped = int(mapped_pages.read_text().split()[0]) * resource.getpagesize()
+    mapped = int(mapped_pages.read_text(encoding="utf-8").split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (mapped + extra_bytes, resource.RLIM_INFINITY))
 
 

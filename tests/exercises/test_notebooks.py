@@ -55,7 +55,10 @@ def test_a_line_that_leads_nowhere_is_named(course, line, words):
 
 
 def test_every_notebook_is_in_step():
-    for path in (ROOT / "notebooks").glob("*.ipynb"):
+    paths = list((ROOT / "notebooks").glob("*.ipynb"))
+    if not paths:
+        pytest.skip("there is no notebook yet")
+    for path in paths:
         for cell in nbformat.read(path, as_version=4).cells:
             if cell.cell_type == "code":
                 assert cell.source == notebooks.in_step(cell.source, path.parent), path
