@@ -175,7 +175,7 @@ standard library, and so gives another model.
 |---|---|---|
 | {unigram:.3f} | {trigram:.3f} | **{report.loss:.3f}** |
 
-| step | a sample of it, while training |
+| step | held out, while training: a sample |
 |---|---|
 {curve}
 

@@ -147,6 +147,25 @@ def sync() -> None:
     say(f"refreshed: {', '.join(path.name for path in changed) or 'nothing had changed'}")
 
 
+@app.command()
+def execute(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Beginnings of names, such as 05; all by default.")
+    ] = None,
+) -> None:
+    """For authors: run notebooks and store their outputs."""
+    folder = sources.repository() / "notebooks"
+    paths = [path for name in names or [""] for path in sorted(folder.glob(f"{name}*.ipynb"))]
+    if not paths:
+        raise ValueError(f"no notebook in {folder} begins with {' or '.join(names or [])}")
+    for path in paths:
+        start = time.perf_counter()
+        with console.status(path.name) as line:
+            for done, total in notebooks.execute(path):
+                line.update(f"{path.name}: cell {done + 1} of {total}")
+        say(f"{path.name}: {time.perf_counter() - start:.0f} s")
+
+
 def main() -> None:
     """Run the command line."""
     command_line.run(app)

@@ -7,6 +7,7 @@ from pathlib import Path
 from minilm.course import progress, sandbox, sources
 from minilm.course.show import Reports, Status, UnitStatus
 from minilm.course.spec import Exercise
+from minilm.table import Table
 
 PUBLIC_SEEDS = 10_000  # a check draws its seed below this; grading takes others
 
@@ -94,6 +95,17 @@ def reset(wanted: str, folder: str | Path | None = None) -> Text:
     names = ", ".join(f"{exercise.number} {exercise.name}" for exercise in exercises)
     kept = f"; your file as it was: {', '.join(map(str, backups))}" if backups else ""
     return Text(f"begun anew: {names}{kept}")
+
+
+def exercises(unit: str) -> Table:
+    """The exercises of a unit, such as "5": how long each takes, how hard it is, and where it is written."""
+    return Table(
+        ["exercise", "function", "minutes", "difficulty", "file"],
+        [
+            (each.number, each.name, each.minutes, "●" * each.difficulty, f"exercises/{each.module}.py")
+            for each in sources.find(sources.repository(), str(unit))
+        ],
+    )
 
 
 def one_exercise(number: str) -> Exercise:

@@ -1,10 +1,11 @@
-"""Cells of notebooks that hold the package's own code, kept in step with it.
+"""The notebooks for their authors: cells kept in step with the package, and outputs that come from running.
 
-Such a cell begins with IPython's own line, `# %load -s rms_norm,gemma_rms_norm ../minilm/norm.py`, and then
-holds those functions or classes to the letter, so that it can be edited and run in place.
+A cell that begins with IPython's own line, `# %load -s rms_norm,gemma_rms_norm ../minilm/norm.py`, holds
+those functions or classes to the letter, so that it can be edited and run in place.
 """
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from minilm.course import sources
@@ -50,3 +51,38 @@ def sync(root: Path) -> list[Path]:
             sources.write_whole(path, nbformat.writes(notebook) + "\n")
             changed.append(path)
     return changed
+
+
+def execute(path: Path) -> Iterator[tuple[int, int]]:
+    """Run a notebook from its first cell to its last, in a kernel of its own, and store what the cells give.
+
+    What would differ between two runs is left out: times, versions, and sliders, which need a kernel; their
+    pictures stay.
+
+    Yields: before each cell, how many are done, and how many there are.
+    Raises: nbclient's CellExecutionError, with the traceback, where a cell fails; the file then stays as it
+            was.
+    """
+    import nbformat
+    from nbclient import NotebookClient
+
+    notebook = nbformat.read(path, as_version=4)
+    client = NotebookClient(
+        notebook,
+        kernel_name="python3",
+        record_timing=False,
+        timeout=300,
+        resources={"metadata": {"path": str(path.parent)}},
+    )
+    with client.setup_kernel():
+        for index, cell in enumerate(notebook.cells):
+            yield index, len(notebook.cells)
+            client.execute_cell(cell, index)
+    notebook.metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
+    sources.write_whole(path, nbformat.writes(notebook) + "\n")

@@ -10,6 +10,7 @@ from math import isfinite
 from rich.markup import escape
 
 from minilm.course.spec import Exercise, Report
+from minilm.table import Table
 
 SHOWN = 3  # failures of one exercise that are told; the rest is counted
 COLOURS = {"passed": "green", "failed": "red", "unsolved": "yellow", "broken": "red"}
@@ -112,12 +113,8 @@ class Status:
         return "\n".join([*("  ".join(row) for row in self.rows()), *self.notes()])
 
     def _repr_html_(self) -> str:
-        head = "<tr><th>unit</th><th></th><th>exercises</th><th>minutes left</th></tr>"
-        cells = (
-            "".join(f"<td style='text-align: left'>{html(text)}</td>" for text in row) for row in self.rows()
-        )
-        table = f"<table>{head}{''.join(f'<tr>{row}</tr>' for row in cells)}</table>"
-        return table + "".join(f"<div>{html(note)}</div>" for note in self.notes())
+        table = Table(["unit", "", "exercises", "minutes left"], self.rows())
+        return table._repr_html_() + "".join(f"<div>{html(note)}</div>" for note in self.notes())
 
 
 def as_html(report: Report) -> str:
