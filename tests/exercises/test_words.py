@@ -108,3 +108,17 @@ def test_only_half_precision_goes_wrong():
 
     first = [judge.judge(exercise, answer, solution, 0).failures[0].sentence for answer in (narrow, wide)]
     assert first[0] == judge.ONLY_HALF and "is torch.float32, expected torch.bfloat16" in first[1]
+
+
+def test_a_mistake_is_named_although_some_inputs_fail():
+    """view() fails on a tensor with exchanged axes; on the others its values say what went wrong."""
+    root = Path(__file__).parents[2]
+    (exercise,) = sources.find(root, "1.1")
+    solution = sources.load_file(root / "solutions" / f"{exercise.module}.py", "solution").split_heads
+
+    def view(x, num_heads):
+        return x.view(x.shape[0], num_heads, x.shape[1], x.shape[2] // num_heads)
+
+    verdict = judge.judge(exercise, view, solution, seed=0)
+    assert any("view size is not compatible" in failure.sentence for failure in verdict.failures)
+    assert verdict.mistake.name == "view without a transpose"
