@@ -26,9 +26,10 @@ help:
 run: $(READY)
 	@$(PY) -m minilm run $(ARGS)
 
-# The kernel of this environment, whatever other kernels the machine has; cells of one notebook stay in order.
+# The kernel of this environment, whatever other kernels the machine has; cells of one notebook stay in order. Kernels
+# compute on one thread, as the tests do: small models gain nothing from more, and two at once would fight.
 test: $(READY)
-	@$(PY) -m pytest -n 2 tests $(if $(NOTEBOOKS),--dist loadfile --nbval --nbval-current-env notebooks) $(ARGS)
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 tests $(if $(NOTEBOOKS),--dist loadfile --nbval --nbval-current-env notebooks) $(ARGS)
 
 lab: $(READY)
 	@$(PY) -m jupyterlab $(ARGS) $(firstword $(wildcard notebooks/00_start_here.ipynb) $(wildcard notebooks) .)

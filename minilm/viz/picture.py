@@ -39,6 +39,9 @@ class Picture:
         if not alt.strip():
             raise ValueError("a picture needs a description (alt), for those who cannot see it")
         self.figure, self.alt = figure, " ".join(alt.split())
+        for axes in figure.axes:  # legends are made after the style's end
+            if axes.get_legend() is not None:
+                axes.get_legend().set_frame_on(False)
 
     def png(self) -> bytes:
         """The picture as a file."""
