@@ -2,6 +2,14 @@
 
 from minilm.table import Table
 from minilm.viz.comparison import compare_part, differences, lines_of, reference_of
+from minilm.viz.contexts import (
+    angles_by_position,
+    angles_met,
+    compare_scalings,
+    losses_by_pair,
+    perplexity_by_position,
+    slowdowns,
+)
 from minilm.viz.decoder import decoder_map
 from minilm.viz.losses import losses_by_position, token_losses
 from minilm.viz.picture import Picture, explore, heat_map, subplots
@@ -10,18 +18,24 @@ from minilm.viz.rotary import clocks, partners, score_by_distance, score_tables,
 __all__ = [
     "Picture",
     "Table",
+    "angles_by_position",
+    "angles_met",
     "clocks",
     "compare_part",
+    "compare_scalings",
     "decoder_map",
     "differences",
     "explore",
     "heat_map",
     "lines_of",
+    "losses_by_pair",
     "losses_by_position",
     "partners",
+    "perplexity_by_position",
     "reference_of",
     "score_by_distance",
     "score_tables",
+    "slowdowns",
     "subplots",
     "token_losses",
     "turning_pair",
