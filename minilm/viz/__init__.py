@@ -6,11 +6,23 @@ from minilm.viz.decoder import decoder_map
 from minilm.viz.losses import losses_by_position, token_losses
 from minilm.viz.picture import Picture, explore, heat_map, subplots
 from minilm.viz.rotary import clocks, partners, score_by_distance, score_tables, turning_pair
+from minilm.viz.tiles import (
+    Traffic,
+    alignments,
+    compare_backends,
+    running_softmax,
+    shares,
+    tiles_visited,
+    traffic,
+)
 
 __all__ = [
     "Picture",
     "Table",
+    "Traffic",
+    "alignments",
     "clocks",
+    "compare_backends",
     "compare_part",
     "decoder_map",
     "differences",
@@ -20,9 +32,13 @@ __all__ = [
     "losses_by_position",
     "partners",
     "reference_of",
+    "running_softmax",
     "score_by_distance",
     "score_tables",
+    "shares",
     "subplots",
+    "tiles_visited",
     "token_losses",
+    "traffic",
     "turning_pair",
 ]
