@@ -90,9 +90,9 @@ def running_softmax(scores: Float[Tensor, " key"]) -> Picture:
             axes.axvline(place, color=GREY, linewidth=0.5, linestyle=":")
     return Picture(
         figure,
-        f"{len(scores)} scores that come one by one. Above, the peak climbs in {len(rises)} steps. Below, the "
-        "sum of exponentials is shrunk at each step and agrees everywhere with the sum of all scores so far "
-        "taken at once; the sum that is never shrunk leaves it at the second step and stays too large.",
+        f"{len(scores)} scores that come one by one. Above, the peak climbs in {len(rises)} steps. Below, "
+        "the sum of exponentials is shrunk at each step and agrees everywhere with the sum of all scores so "
+        "far taken at once; the sum that is never shrunk leaves it at the second step and stays too large.",
     )
 
 
@@ -110,8 +110,8 @@ def alignments(shapes: Sequence[tuple[int, int]]) -> Picture:
             axes.set(xlabel="key", ylabel="query")
     return Picture(
         figure,
-        "Causal masks, blue = visible. Bottom-right: the last query sees the last key and everything before "
-        "it. Top-left: the first query sees the first key alone, so with more keys than queries the last keys "
+        "Causal masks, blue = visible. Bottom-right: the last query sees the last key and all before it. "
+        "Top-left: the first query sees the first key alone, so with more keys than queries the last keys "
         "are seen by nobody. With as many queries as keys both are the same.",
     )
 
@@ -153,9 +153,7 @@ class Traffic(TorchDispatchMode):
         return result
 
 
-def traffic(
-    block_size: int, moved_by_tiles: Callable[[int, int, int], int], head_dim: int = 64
-) -> Picture:
+def traffic(block_size: int, moved_by_tiles: Callable[[int, int, int], int], head_dim: int = 64) -> Picture:
     """Bytes moved, and the largest tensor, of one causal head in fp32: the whole matrix and tiles.
 
     moved_by_tiles: the numbers that tiles move, from length, head_dim and block_size.
