@@ -2,34 +2,27 @@
 
 from minilm.table import Table
 from minilm.viz.comparison import compare_part, differences, lines_of, reference_of
-from minilm.viz.contexts import (
-    angles_by_position,
-    angles_met,
-    compare_scalings,
-    losses_by_pair,
-    perplexity_by_position,
-    slowdowns,
-)
+from minilm.viz.contexts import angles_by_position, angles_met, compare_scalings, losses_by_pair, perplexity_by_position, slowdowns
 from minilm.viz.decoder import decoder_map
 from minilm.viz.losses import losses_by_position, token_losses
-from minilm.viz.masks import (
-    MaskGrid,
-    mask_and_weights,
-    mask_grids,
-    nan_by_layer,
-    spread_of_change,
-    windows_by_layer,
-)
+from minilm.viz.masks import MaskGrid, mask_and_weights, mask_grids, nan_by_layer, spread_of_change, windows_by_layer
+from minilm.viz.packing import batch_fill, compare_packed, packed_maps, unpadding
 from minilm.viz.picture import Picture, explore, heat_map, subplots
 from minilm.viz.rotary import clocks, partners, score_by_distance, score_tables, turning_pair
+from minilm.viz.tiles import Traffic, alignments, compare_backends, running_softmax, shares, tiles_visited, traffic
 
 __all__ = [
     "MaskGrid",
     "Picture",
     "Table",
+    "Traffic",
+    "alignments",
     "angles_by_position",
     "angles_met",
+    "batch_fill",
     "clocks",
+    "compare_backends",
+    "compare_packed",
     "compare_part",
     "compare_scalings",
     "decoder_map",
@@ -42,15 +35,21 @@ __all__ = [
     "mask_and_weights",
     "mask_grids",
     "nan_by_layer",
+    "packed_maps",
     "partners",
     "perplexity_by_position",
     "reference_of",
+    "running_softmax",
     "score_by_distance",
     "score_tables",
+    "shares",
     "slowdowns",
     "spread_of_change",
     "subplots",
+    "tiles_visited",
     "token_losses",
+    "traffic",
     "turning_pair",
+    "unpadding",
     "windows_by_layer",
 ]
