@@ -13,7 +13,7 @@ PARTS = {
     "norm": (3.75, 2.1, 0.8, "norm"),
     "qkv": (4.85, 2.1, 0.9, "q  k  v"),
     "rope": (5.95, 2.1, 0.8, "RoPE"),
-    "cache": (6.45, 3.3, 1.1, "KV cache"),
+    "cache": (6.4, 3.3, 1.25, "KV cache"),
     "mask": (7.75, 3.3, 0.9, "mask"),
     "attention": (7.3, 2.1, 1.2, "attention"),
     "mlp_norm": (9.5, 2.1, 0.8, "norm"),
