@@ -6,6 +6,7 @@ from minilm.viz.decoder import decoder_map
 from minilm.viz.losses import losses_by_position, token_losses
 from minilm.viz.picture import Picture, explore, heat_map, subplots
 from minilm.viz.rotary import clocks, partners, score_by_distance, score_tables, turning_pair
+from minilm.viz.tokens import float_bits, memory_paths, number_grid, number_tables
 
 __all__ = [
     "Picture",
@@ -15,9 +16,13 @@ __all__ = [
     "decoder_map",
     "differences",
     "explore",
+    "float_bits",
     "heat_map",
     "lines_of",
     "losses_by_position",
+    "memory_paths",
+    "number_grid",
+    "number_tables",
     "partners",
     "reference_of",
     "score_by_distance",
