@@ -6,7 +6,7 @@ from minilm.viz.decoder import decoder_map
 from minilm.viz.losses import losses_by_position, token_losses
 from minilm.viz.picture import Picture, explore, heat_map, subplots
 from minilm.viz.rotary import clocks, partners, score_by_distance, score_tables, turning_pair
-from minilm.viz.tokens import float_bits, memory_paths, number_grid, number_tables
+from minilm.viz.tokens import float_bits, memory_paths, number_grid, number_tables, padded_rows, piece_rows
 
 __all__ = [
     "Picture",
@@ -23,7 +23,9 @@ __all__ = [
     "memory_paths",
     "number_grid",
     "number_tables",
+    "padded_rows",
     "partners",
+    "piece_rows",
     "reference_of",
     "score_by_distance",
     "score_tables",

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from minilm.viz.picture import BLUE, CYCLE, GREY, INK, ORANGE, PALE, SKY, Picture, subplots
+from minilm.viz.picture import BLUE, CYCLE, GREY, INK, ORANGE, PALE, SKY, YELLOW, Picture, subplots
 
 FORMATS = {"fp32": (torch.float32, 8, 23), "bf16": (torch.bfloat16, 8, 7), "fp16": (torch.float16, 5, 10)}
 
@@ -139,3 +139,41 @@ def number_grid(around: float) -> Picture:
     axes.tick_params(axis="y", length=0)
     steps = ", ".join(f"{name} {spacing(dtype, around):.2g}" for name, (dtype, *_) in FORMATS.items())
     return Picture(figure, f"The numbers that exist near {around:g}. Distance of one from the next: {steps}.")
+
+
+def piece_rows(rows: Mapping[str, Sequence[str]], alt: str, changed: Sequence[int | None] = ()) -> Picture:
+    """Text cut into pieces: a row of boxes each, as wide as their characters; spaces are drawn as ␣.
+
+    rows:    title -> the pieces.
+    changed: for each row the piece to light up, or None. Without it neighbours differ in colour.
+    """
+    margin = 0.7 * max(map(len, rows)) + 1.2  # for the titles, in widths of a character
+    longest = max(sum(0.8 * len(piece) + 0.5 for piece in pieces) for pieces in rows.values())
+    figure, axes = subplots(height=0.42 * len(rows) + 0.25, width=min(8.0, 0.15 * (margin + longest)))
+    for row, (title, pieces) in enumerate(rows.items()):
+        axes.text(-0.6, row, title, ha="right", va="center", fontsize=9)
+        start = 0.0
+        for index, piece in enumerate(pieces):
+            shown = piece.replace(" ", "␣").replace("\n", "⏎")
+            width = 0.8 * len(shown) + 0.38
+            colour = (SKY, YELLOW)[index % 2]
+            if changed:
+                colour = ORANGE if changed[row] == index else PALE
+            axes.add_patch(
+                Rectangle((start, row - 0.36), width, 0.72, facecolor=colour, edgecolor=INK, lw=0.6)
+            )
+            axes.text(start + width / 2, row, shown, ha="center", va="center", fontsize=8.5, color=INK)
+            start += width + 0.12
+    axes.set(xlim=(-margin, longest), ylim=(len(rows) - 0.45, -0.55))
+    axes.set_axis_off()
+    return Picture(figure, alt)
+
+
+def padded_rows(tables: Mapping[str, Tensor], real: Tensor, alt: str) -> Picture:
+    """Tables of ids, masks or positions side by side: a colour for each text, padding pale.
+
+    tables: title -> [batch, length]. real: 1 where a table holds a token and 0 at padding, [batch, length].
+    """
+    texts = torch.arange(len(real))[:, None].expand(real.shape)
+    groups = torch.where(real.bool(), texts, -1)
+    return number_tables({title: (table, groups) for title, table in tables.items()}, alt, rows="text")
