@@ -1,45 +1,17 @@
 """The pictures of the course. Each is drawn for one idea, and says in words what it shows."""
 
 from minilm.table import Table
-from minilm.viz.cache import (
-    compare_caches,
-    damage_by_position,
-    filling,
-    kinds_of_cache,
-    reordered,
-    scores_by_call,
-)
+from minilm.viz.activations import bends, clouds, coloured_text, curves, gate_planes, neuron_values, neurons_at_work, root_mean_square, rounding_errors, size_in_size_out, stream_sizes, streams
+from minilm.viz.cache import compare_caches, damage_by_position, filling, kinds_of_cache, reordered, scores_by_call
 from minilm.viz.comparison import compare_part, differences, lines_of, reference_of
-from minilm.viz.contexts import (
-    angles_by_position,
-    angles_met,
-    compare_scalings,
-    losses_by_pair,
-    perplexity_by_position,
-    slowdowns,
-)
+from minilm.viz.contexts import angles_by_position, angles_met, compare_scalings, losses_by_pair, perplexity_by_position, slowdowns
 from minilm.viz.decoder import decoder_map
 from minilm.viz.losses import losses_by_position, token_losses
-from minilm.viz.masks import (
-    MaskGrid,
-    mask_and_weights,
-    mask_grids,
-    nan_by_layer,
-    spread_of_change,
-    windows_by_layer,
-)
+from minilm.viz.masks import MaskGrid, mask_and_weights, mask_grids, nan_by_layer, spread_of_change, windows_by_layer
 from minilm.viz.packing import batch_fill, compare_packed, packed_maps, unpadding
 from minilm.viz.picture import Picture, explore, heat_map, subplots
 from minilm.viz.rotary import clocks, partners, score_by_distance, score_tables, turning_pair
-from minilm.viz.tiles import (
-    Traffic,
-    alignments,
-    compare_backends,
-    running_softmax,
-    shares,
-    tiles_visited,
-    traffic,
-)
+from minilm.viz.tiles import Traffic, alignments, compare_backends, running_softmax, shares, tiles_visited, traffic
 from minilm.viz.tokens import float_bits, memory_paths, number_grid, number_tables, padded_rows, piece_rows
 
 __all__ = [
@@ -51,18 +23,23 @@ __all__ = [
     "angles_by_position",
     "angles_met",
     "batch_fill",
+    "bends",
     "clocks",
+    "clouds",
+    "coloured_text",
     "compare_backends",
     "compare_caches",
     "compare_packed",
     "compare_part",
     "compare_scalings",
+    "curves",
     "damage_by_position",
     "decoder_map",
     "differences",
     "explore",
     "filling",
     "float_bits",
+    "gate_planes",
     "heat_map",
     "kinds_of_cache",
     "lines_of",
@@ -72,6 +49,8 @@ __all__ = [
     "mask_grids",
     "memory_paths",
     "nan_by_layer",
+    "neuron_values",
+    "neurons_at_work",
     "number_grid",
     "number_tables",
     "packed_maps",
@@ -81,13 +60,18 @@ __all__ = [
     "piece_rows",
     "reference_of",
     "reordered",
+    "root_mean_square",
+    "rounding_errors",
     "running_softmax",
     "score_by_distance",
     "score_tables",
     "scores_by_call",
     "shares",
+    "size_in_size_out",
     "slowdowns",
     "spread_of_change",
+    "stream_sizes",
+    "streams",
     "subplots",
     "tiles_visited",
     "token_losses",
