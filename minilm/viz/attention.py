@@ -220,7 +220,7 @@ def sharing(layouts: dict[str, Sequence[int]], alt: str) -> Picture:
             colour = colours[kv_head % len(colours)]
             axes.scatter(place, 0, s=250, color=colour, marker="s", edgecolor=INK, linewidth=0.8, zorder=2)
             axes.text(place, 0, f"{kv_head}", ha="center", va="center", fontsize=8)
-        axes.set(xlim=(-0.8, heads - 0.2), ylim=(-0.4, 1.4), title=title, xticks=[])
+        axes.set(xlim=(-0.8, heads - 0.2), ylim=(-0.3, 1.3), title=title, xticks=[])
         axes.spines[:].set_visible(False)
         axes.set_yticks([0, 1], ["key heads", "query heads"] if axes is grid[0, 0] else ["", ""])
         axes.tick_params(length=0)
@@ -243,6 +243,7 @@ def cache_bars(rows: Sequence[tuple[str, int, int]]) -> Picture:
     axes.set_yticks(places, [row[0] for row in rows])
     axes.invert_yaxis()
     axes.set(xscale="log", xlabel="KiB per token, bf16", xlim=(4, 9 * max(full)))
+    axes.xaxis.set_major_formatter(lambda value, place: f"{value:,g}")
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize=8, frameon=False)
@@ -269,10 +270,10 @@ def bytes_read(
     axes.axhline(weight_bytes / 2**30, color=INK, linestyle=":", label="the weights alone")
     axes.set_xscale("log", base=2)
     axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
+    axes.set_yscale("log", base=2)
+    axes.yaxis.set_major_formatter(lambda value, place: f"{value:,g}")
     axes.minorticks_off()
-    axes.set(
-        yscale="log", xlabel="tokens seen", ylabel="GiB read per step", title=f"{title}, batch of {batch}"
-    )
+    axes.set(xlabel="tokens seen", ylabel="GiB read per step", title=f"{title}, batch of {batch}")
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     return Picture(
         figure,
