@@ -168,8 +168,9 @@ def attention_maps(
     count = len(maps)
     columns = min(columns, count)
     rows = -(-count // columns)
-    side = 9.0 / columns
-    figure, grid = subplots(rows, columns, width=9.4, height=rows * (side + 0.35), squeeze=False)
+    side = min(9.0 / columns, 4.2)
+    width, height = min(columns * side + 1.2, 9.4), rows * (side + 0.35)
+    figure, grid = subplots(rows, columns, width=width, height=height, squeeze=False)
     for axes in grid.flat[count:]:
         axes.set_axis_off()
     size = min(8.0, 120 * side / (2.2 * len(labels)))
