@@ -82,7 +82,7 @@ class Row:
     """One line of the index."""
 
     names: list[str]
-    local: list[str]  # variables of a function, arguments of a helper: in italics
+    local: list[str]  # variables of a function, arguments of a small one: in italics
     ours: list[str]
     theirs: str
     places: list[tuple[str, str]]
