@@ -6,9 +6,11 @@ docstrings of the standard library), and `stdlib`, Python itself (the standard l
 
 import ast
 import hashlib
+import json
 import random
 import re
 import sysconfig
+import tempfile
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -183,10 +185,32 @@ def split_held_out(documents: Documents) -> tuple[list[str], list[str]]:
 # Tokens
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+def word_rules(model_type: str | None) -> tuple:
+    """How a text is normalised and cut into words before merging: the rules that will hold when it is read.
+
+    They stand in tokenizer.json, but beside the config.json of some types of models transformers puts its own
+    in their place. A tokenizer that learned with other rules would then cut every text in an odd way.
+    """
+    from tokenizers import Tokenizer as RustTokenizer
+    from tokenizers import models, pre_tokenizers
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    ours = RustTokenizer(models.BPE())
+    ours.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if model_type is None:
+        return ours.normalizer, ours.pre_tokenizer
+    with tempfile.TemporaryDirectory() as directory:
+        PreTrainedTokenizerFast(tokenizer_object=ours).save_pretrained(directory)
+        Path(directory, "config.json").write_text(json.dumps({"model_type": model_type}), encoding="utf-8")
+        read = AutoTokenizer.from_pretrained(directory).backend_tokenizer
+    return read.normalizer, read.pre_tokenizer
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int, model_type: str | None = None) -> Tokenizer:
     """Byte-level BPE: any text can be written, and what occurs often becomes one token.
 
     Ids: the special tokens, then the 256 bytes, then the merges in the order in which they were learned.
+    model_type: of the config.json that will lie beside it; see word_rules.
     Source: Sennrich et al. 2016; bytes in place of characters, GPT-2, 2019.
     """
     from tokenizers import Tokenizer as RustTokenizer
@@ -199,7 +223,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
             f"a vocabulary of {vocab_size}; special tokens and bytes alone are {len(special) + 256}"
         )
     tokenizer = RustTokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.normalizer, tokenizer.pre_tokenizer = word_rules(model_type)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,

@@ -404,7 +404,7 @@ def command(
     )  # fmt: skip
     chosen = families.get_family(family)
     train_texts, held_out_texts = data.split_held_out(data.read_corpus(text))
-    tokenizer = data.train_tokenizer(train_texts, vocab_size)
+    tokenizer = data.train_tokenizer(train_texts, vocab_size, chosen.model_type)
 
     def encode(texts: list[str]) -> Rows:
         if fim:

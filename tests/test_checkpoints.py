@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+import tokenizers
 import torch
 import transformers
 
@@ -52,6 +53,9 @@ def test_transformers_generates_the_same_tokens(name):
     reference = transformers.AutoModelForCausalLM.from_pretrained(FOLDER / name, dtype=torch.float32).eval()
     fast = transformers.AutoTokenizer.from_pretrained(FOLDER / name)
     model, tokenizer = minilm.load(name, dtype=torch.float32), minilm.load_tokenizer(name)
+    read_alone = tokenizers.Tokenizer.from_file(str(FOLDER / name / "tokenizer.json"))
+    whole = Path(train.__file__).read_text(encoding="utf-8")
+    assert tokenizer.encode(whole) == read_alone.encode(whole).ids, "transformers cuts words in another way"
     text = "    def __init__(self" if name in CODE else "The value of the"
     ids = tokenizer.encode(text)
     assert fast(text).input_ids == ids and tokenizer.decode(ids) == text
@@ -74,7 +78,8 @@ def test_it_beats_trigrams_on_text_it_has_not_seen(name):
         documents = data.encode_documents(held_out, tokenizer)
     rows = data.pack(documents, length)
     chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:64]
-    assert train.evaluate(model, rows[chosen]) < trigram
+    found = train.evaluate(model, rows[chosen])
+    assert found < trigram and abs(found - own) < 0.3  # another Python holds out other documents
 
 
 def may_go_on(text: str) -> bool:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 import math
 import os
 import random
@@ -104,6 +105,16 @@ def test_pieces_are_whole_lines_at_the_left_margin():
     assert all(len(tokenizer.encode(piece)) <= 40 for piece in pieces)
     assert list(data.cut_lines("a" * 200, tokenizer, 16)) == ["a" * 16] * 12 + ["a" * 8]
     assert list(data.cut_lines("", tokenizer, 16)) == []
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_tokenizer_is_read_as_it_learned(name, tmp_path):
+    """Beside a config.json of this family; transformers has rules of its own for some of them."""
+    text = Path(train.__file__).read_text(encoding="utf-8")
+    tokenizer = data.train_tokenizer([text], 600, name)
+    tokenizer.save(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": name}))
+    assert minilm.load_tokenizer(tmp_path).encode(text) == tokenizer.encode(text)
 
 
 def test_fill_in_the_middle_loses_no_character():

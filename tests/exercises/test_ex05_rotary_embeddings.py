@@ -96,9 +96,8 @@ def _(rotary_dim, theta):
 @inverse_frequencies.mistake(
     "down to 1/theta",
     "Your exponents run from 0 to 1 with both ends: the last one should stay one step below 1.",
-    "All pairs but the first turn a little too slowly. The loss of tiny-qwen2 "
-    "rises by 0.02 nats: it is easily "
-    "overlooked.",
+    "All pairs but the first turn a little too slowly. The loss of tiny-qwen2 rises by less than a tenth of "
+    "a nat: it is easily overlooked.",
     "notebook 05, First by hand",
 )
 def _(rotary_dim, theta):
@@ -110,7 +109,7 @@ def _(rotary_dim, theta):
 @inverse_frequencies.mistake(
     "always 10000",
     "You do not use theta: your frequencies are those of 10000.",
-    "The theta of tiny-qwen2 is 1000000: its first 8 tokens lose 0.1 nats each, those after 200 tokens 1.2.",
+    "The theta of tiny-qwen2 is 1000000: its first tokens hardly suffer, those after 200 lose half a nat.",
     "notebook 05, Four models",
 )
 def _(rotary_dim, theta):
@@ -314,7 +313,7 @@ def _(x):
     "the other way round",
     "Your minus stands before the wrong half: you turn by -90°.",
     "It is a rotation, so lengths and distances look right. Only trained weights reveal it: the loss of "
-    "tiny-qwen2 rises from 4.1 to 5.1 nats.",
+    "tiny-qwen2 rises by more than half a nat.",
     "notebook 05, A 2-D rotation",
 )
 def _(x):
@@ -457,9 +456,8 @@ def quarter_turn_of_neighbours(x):
 @apply_rope.mistake(
     "pairs of neighbours",
     "You turn the pairs (x_0, x_1), (x_2, x_3), … instead of (x_i, x_{i + half}).",
-    "It keeps every law of RoPE, and it is another model: the first 8 tokens "
-    "of tiny-qwen2 lose 0.1 nats each, "
-    "those after 200 tokens 1.2.",
+    "It keeps every law of RoPE, and it is another model: the first 8 tokens of tiny-qwen2 hardly suffer, "
+    "those after 200 lose half a nat each.",
     "notebook 05, Break it",
 )
 def _(query, key, cos, sin):
@@ -491,9 +489,8 @@ def _(query, key, cos, sin):
 @apply_rope.mistake(
     "the other way round",
     "You turn by -φ: x * cos - rotate_half(x) * sin.",
-    "Every law of RoPE holds, so nothing shows in a fresh model. A trained "
-    "one takes the past for the future: "
-    "the loss of tiny-qwen2 rises from 4.1 to 5.1 nats.",
+    "Every law of RoPE holds, so nothing shows in a fresh model. A trained one takes the past for the "
+    "future: the loss of tiny-qwen2 rises by more than half a nat.",
     "notebook 05, Relative by construction",
 )
 def _(query, key, cos, sin):
@@ -534,10 +531,7 @@ def _(query, key, cos, sin):
 @apply_rope.mistake(
     "the rest dropped",
     "Where cos is narrower than a head, you return the dimensions that turn and drop the others.",
-    (
-        "Queries still fit the keys, so nothing complains, and the loss of "
-        "tiny-gpt-neox rises by 0.05 nats only."
-    ),
+    "Queries still fit the keys, so nothing complains, and the loss of tiny-gpt-neox hardly moves.",
     "notebook 05, Partial rotary",
 )
 def _(query, key, cos, sin):

@@ -398,10 +398,7 @@ def per_head(qkv, num_heads, pattern=(0, 1, 2)):
 @split_qkv_per_head.mistake(
     "in blocks",
     "You cut the features into three blocks, all queries, all keys, all values; here they go head by head.",
-    (
-        "All shapes are right, and with one head all values. The loss of "
-        "tiny-gpt-neox rises from 3.7 to 5.2 nats."
-    ),
+    "All shapes are right, and with one head all values. The loss of tiny-gpt-neox rises by more than a nat.",
     "notebook 07, Break it",
 )
 def _(qkv, num_heads):
