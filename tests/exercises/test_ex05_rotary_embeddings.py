@@ -457,7 +457,7 @@ def quarter_turn_of_neighbours(x):
     "pairs of neighbours",
     "You turn the pairs (x_0, x_1), (x_2, x_3), … instead of (x_i, x_{i + half}).",
     "It keeps every law of RoPE, and it is another model: the first 8 tokens of tiny-qwen2 hardly suffer, "
-    "those after 200 lose half a nat each.",
+    "those after 200 lose almost a nat each.",
     "notebook 05, Break it",
 )
 def _(query, key, cos, sin):

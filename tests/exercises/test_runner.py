@@ -59,7 +59,7 @@ def test_status_follows_checks_and_edits(judged, tmp_path):
     assert found.following.number == "1.1"
     assert next(unit.minutes_left for unit in found.units if unit.number == 8) == 5 + 20
     assert "08  grouped queries  ■ ▪ □  25" in repr(found) and "1 of 71 passed" in repr(found)
-    assert "<td style='text-align: left'>■ ▪ □</td>" in found._repr_html_()
+    assert ">■ ▪ □</td>" in found._repr_html_()
     stubs(tmp_path, e8_2="return 1")
     assert states(tmp_path) == ["passed", "begun", "open"]
     stubs(tmp_path, e8_1="return x")
