@@ -100,7 +100,7 @@ def scores_by_width(widths: Sequence[int], keys: int = 64, queries: int = 400) -
         axes.minorticks_off()
         axes.set_xlabel("head_dim")
     handles = [*left.lines, *right.lines[-1:]]
-    figure.legend(handles=handles, loc="outside upper center", ncols=5, fontsize=8, frameon=False)
+    figure.legend(handles=handles, loc="outside upper center", ncols=5, fontsize=8)
     return Picture(
         figure,
         "Left: the standard deviation of random scores grows as the root of head_dim; divided by that root "
@@ -129,7 +129,7 @@ def softmax_errors(ways: dict[str, Callable[[Tensor], Tensor]], lengths: Sequenc
     axes.set_xticks(lengths, [str(length) for length in lengths])
     axes.minorticks_off()
     axes.set(xlabel="keys", ylabel="largest error of a weight, in %", ylim=(0, None))
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return Picture(
         figure,
         "The largest relative error of a weight against the number of keys, for bf16 scores: with every step "
@@ -247,7 +247,7 @@ def cache_bars(rows: Sequence[tuple[str, int, int]]) -> Picture:
     axes.xaxis.set_major_formatter(lambda value, place: f"{value:,g}")
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize=8, frameon=False)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize=8)
     smallest, largest = min(rows, key=lambda row: row[1]), max(rows, key=lambda row: row[1])
     return Picture(
         figure,
@@ -275,7 +275,7 @@ def bytes_read(
     axes.yaxis.set_major_formatter(lambda value, place: f"{value:,g}")
     axes.minorticks_off()
     axes.set(xlabel="tokens seen", ylabel="GiB read per step", title=f"{title}, batch of {batch}")
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return Picture(
         figure,
         f"GiB that one decoding step of {title} reads, against the length of the texts, for a batch of "

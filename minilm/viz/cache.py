@@ -1,6 +1,5 @@
 """Pictures of the key-value cache: how it fills, what each kind holds, who computed which score."""
 
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,8 +14,9 @@ from torch import Tensor
 
 from minilm import checkpoint, parity
 from minilm.cache import DynamicCache, DynamicLayer, SlidingLayer, StaticLayer
-from minilm.families import FAMILIES
+from minilm.config import ModelConfig
 from minilm.table import Table
+from minilm.viz.comparison import by_family
 from minilm.viz.picture import CYCLE, GREY, INK, ORANGE, PALE, SKY, Picture, subplots
 
 NEW, KEPT, ROOM = ORANGE, SKY, PALE  # computed in this call, kept from earlier ones, reserved and empty
@@ -66,7 +66,7 @@ def filling(calls: Sequence[Sequence[str]]) -> Picture:
         axes.set_axis_off()
     legend = [Patch(facecolor=NEW, edgecolor=INK, label="computed in this call"),
               Patch(facecolor=KEPT, edgecolor=INK, label="taken from the cache")]  # fmt: skip
-    figure.legend(handles=legend, loc="outside lower center", frameon=False, ncols=2, fontsize=8)
+    figure.legend(handles=legend, loc="outside lower center", ncols=2, fontsize=8)
     return Picture(
         figure,
         "Each row is a call of the model, each column a token. Without a cache every call computes the whole "
@@ -111,7 +111,7 @@ def kinds_of_cache(step: int, prompt: int = 5, window: int = 4, max_length: int 
               Patch(facecolor=KEPT, edgecolor=INK, label="kept"),
               Patch(facecolor=ROOM, edgecolor=INK, label="reserved, empty"),
               Patch(facecolor="white", edgecolor=GREY, linestyle=":", label="dropped")]  # fmt: skip
-    figure.legend(handles=legend, loc="outside lower center", frameon=False, ncols=4, fontsize=8)
+    figure.legend(handles=legend, loc="outside lower center", ncols=4, fontsize=8)
     return Picture(
         figure,
         f"Three kinds of cache after {length} tokens. The dynamic one has room for {capacity_of(layers, 0)} "
@@ -155,7 +155,7 @@ def scores_by_call(lengths: Sequence[int], alt: str) -> Picture:
         axis.set_major_locator(MaxNLocator(integer=True))
     legend = [Patch(facecolor=NEW, edgecolor=INK, label="key of this call"),
               Patch(facecolor=KEPT, edgecolor=INK, label="key from the cache")]  # fmt: skip
-    figure.legend(handles=legend, loc="outside lower center", frameon=False, ncols=2, fontsize=8)
+    figure.legend(handles=legend, loc="outside lower center", ncols=2, fontsize=8)
     return Picture(figure, alt)
 
 
@@ -209,7 +209,7 @@ def damage_by_position(
             positions, [values[max(0, end - window) : end].mean().item() for end in positions], label=title
         )
     axes.set(xlabel="position in the text, in tokens", ylabel="nats worse")
-    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return Picture(figure, alt)
 
 
@@ -219,19 +219,17 @@ def compare_caches() -> Table:
     Each family gets a small model with randomised parameters, and both libraries read the pieces themselves,
     each with its own cache; 0 says that all keys and values they keep are equal bit for bit.
     """
-    rows = []
-    for name, family in FAMILIES.items():
-        config = family.read_config(family.tiny)
+
+    def cells(config: ModelConfig, directory: Path) -> list[object]:
         kinds = Counter(config.window(index) for index in range(config.num_layers))
         words = [f"{count} grow" if window is None else f"{count} keep {window - 1} tokens"
                  for window, count in kinds.items()]  # fmt: skip
         numbers = 2 * config.num_kv_heads * config.head_dim
-        with tempfile.TemporaryDirectory() as folder:
-            parity.make_checkpoint(family, Path(folder))
-            found = [cache_difference(Path(folder), dtype) for dtype in parity.DTYPES.values()]
-        rows.append([name, ", ".join(words), numbers, *(f"{size:g}" for size in found)])
+        found = [cache_difference(directory, dtype) for dtype in parity.DTYPES.values()]
+        return [", ".join(words), numbers, *(f"{size:g}" for size in found)]
+
     off = [f"off in {name}" for name in parity.DTYPES]
-    return Table(["family", "layers", "numbers per token and layer", *off], rows)
+    return by_family(["layers", "numbers per token and layer", *off], cells)
 
 
 @torch.no_grad()
@@ -239,14 +237,13 @@ def cache_difference(directory: Path, dtype: torch.dtype) -> float:
     """The largest difference of a key or value that both libraries keep of the same text."""
     from transformers import DynamicCache as ReferenceCache
 
-    with parity.one_thread():
-        model = checkpoint.load(directory, backend="eager", dtype=dtype)
-        reference = parity.load_reference(directory, dtype)
-        ids = parity.make_batch(model.config.vocab_size, "none", length=sum(PIECES)).input_ids
-        ours, theirs = DynamicCache(model.config), ReferenceCache(config=reference.config)
-        for piece in ids.split(PIECES, dim=1):
-            model(piece, cache=ours)
-            reference(piece, past_key_values=theirs, use_cache=True)
+    model = checkpoint.load(directory, backend="eager", dtype=dtype)
+    reference = parity.load_reference(directory, dtype)
+    ids = parity.make_batch(model.config.vocab_size, "none", length=sum(PIECES)).input_ids
+    ours, theirs = DynamicCache(model.config), ReferenceCache(config=reference.config)
+    for piece in ids.split(PIECES, dim=1):
+        model(piece, cache=ours)
+        reference(piece, past_key_values=theirs, use_cache=True)
     gaps = []
     for layer, other in zip(ours.layers, theirs.layers, strict=True):
         for held, expected in zip(held_by(layer), (other.keys, other.values), strict=True):

@@ -4,7 +4,7 @@ import ast
 import importlib.util
 import math
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -30,6 +30,19 @@ def reference_of(source: str, dtype: torch.dtype = torch.float32) -> torch.nn.Mo
     return parity.load_reference(checkpoint.resolve(source), dtype)
 
 
+def by_family(columns: Sequence[str], cells: Callable[[ModelConfig, Path], Sequence[object]]) -> Table:
+    """A row for every family, about a small model of it with randomised parameters.
+
+    cells: gives the row, from the model's structure and the directory of its checkpoint.
+    """
+    rows = []
+    for name, family in FAMILIES.items():
+        with tempfile.TemporaryDirectory() as folder, parity.one_thread():
+            parity.make_checkpoint(family, Path(folder))
+            rows.append([name, *cells(family.read_config(family.tiny), Path(folder))])
+    return Table(["family", *columns], rows)
+
+
 def compare_part(*operations: str, describe: Callable[[ModelConfig], str]) -> Table:
     """One part of the model in every family that has it: its largest distance from transformers.
 
@@ -39,16 +52,12 @@ def compare_part(*operations: str, describe: Callable[[ModelConfig], str]) -> Ta
     operations: ends of names in a trace, such as "query rotated"; families without any say so.
     describe:   what to say of a family, from its structure.
     """
-    rows = []
-    for name, family in FAMILIES.items():
-        config = family.read_config(family.tiny)
-        cells = []
-        with tempfile.TemporaryDirectory() as folder:
-            parity.make_checkpoint(family, Path(folder))
-            for dtype in parity.DTYPES.values():
-                cells.append(part_difference(Path(folder), dtype, operations))
-        rows.append([name, describe(config), *("–" if cell is None else f"{cell:g}" for cell in cells)])
-    return Table(["family", "here", *(f"off in {name}" for name in parity.DTYPES)], rows)
+
+    def cells(config: ModelConfig, directory: Path) -> list[str]:
+        found = [part_difference(directory, dtype, operations) for dtype in parity.DTYPES.values()]
+        return [describe(config), *("–" if size is None else f"{size:g}" for size in found)]
+
+    return by_family(["here", *(f"off in {name}" for name in parity.DTYPES)], cells)
 
 
 def part_difference(directory: Path, dtype: torch.dtype, operations: tuple[str, ...]) -> float | None:

@@ -98,7 +98,7 @@ def label_axes(axes: Axes, rows: Sequence[str], columns: Sequence[str]) -> None:
 def legend(figure: Figure, names: dict[str, str]) -> None:
     """What the colours mean, below the whole picture."""
     handles = [Patch(color=colour, label=name) for colour, name in names.items()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8, frameon=False)
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8)
 
 
 def mask_and_weights(grid: MaskGrid, weights: Float[Tensor, "query key"], alt: str) -> Picture:

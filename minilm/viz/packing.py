@@ -1,6 +1,5 @@
 """Pictures of unpadding: real tokens end to end, texts that do not see each other, how full a batch is."""
 
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,8 +9,8 @@ from torch import Tensor
 
 from minilm import checkpoint, data, parity
 from minilm.config import ModelConfig
-from minilm.families import FAMILIES
 from minilm.table import Table
+from minilm.viz.comparison import by_family
 from minilm.viz.picture import BLUE, CYCLE, INK, PALE, Picture, heat_map, subplots
 
 DOCUMENTS = (5, 3, 4)  # tokens of the documents that are compared: no longer than any window
@@ -95,17 +94,15 @@ def compare_packed(describe: Callable[[ModelConfig], str], close: float = 1e-3) 
     Each family gets a small model with randomised parameters, whose logits reach about 6.
     describe: what to say of a family, from its structure. close: below it the word is "rounding".
     """
-    rows = []
-    for name, family in FAMILIES.items():
-        with tempfile.TemporaryDirectory() as folder, parity.one_thread():
-            parity.make_checkpoint(family, Path(folder))
-            reference = parity.load_reference(Path(folder), torch.float32)
-            model = checkpoint.load(folder, backend="flash", dtype=torch.float32)
-            apart = [padded_apart(model, reference), *packed_apart(model, reference)]
-        cells = ["rounding" if each < close else f"{each:.2g}" for each in apart]
-        rows.append([name, describe(family.read_config(family.tiny)), *cells])
-    columns = ["padded batch, packed inside", "documents in one row", "positions never restart"]
-    return Table(["family", "here", *columns], rows)
+
+    def cells(config: ModelConfig, directory: Path) -> list[str]:
+        reference = parity.load_reference(directory, torch.float32)
+        model = checkpoint.load(directory, backend="flash", dtype=torch.float32)
+        apart = [padded_apart(model, reference), *packed_apart(model, reference)]
+        return [describe(config), *("rounding" if each < close else f"{each:.2g}" for each in apart)]
+
+    columns = ["here", "padded batch, packed inside", "documents in one row", "positions never restart"]
+    return by_family(columns, cells)
 
 
 @torch.no_grad()

@@ -26,7 +26,6 @@ STYLE = {
     "axes.prop_cycle": f"cycler('color', {list(CYCLE)!r})",
     "figure.facecolor": "white",  # a ground of its own, so that a dark page does not swallow the ink
     "savefig.facecolor": "white",
-    "legend.frameon": False,
 }
 DOTS_PER_INCH = 96
 
@@ -39,9 +38,9 @@ class Picture:
         if not alt.strip():
             raise ValueError("a picture needs a description (alt), for those who cannot see it")
         self.figure, self.alt = figure, " ".join(alt.split())
-        for axes in figure.axes:  # legends are made after the style's end
-            if axes.get_legend() is not None:
-                axes.get_legend().set_frame_on(False)
+        legends = [*figure.legends, *(axes.get_legend() for axes in figure.axes)]
+        for legend in filter(None, legends):  # made when the style of subplots() held no more
+            legend.set_frame_on(False)
 
     def png(self) -> bytes:
         """The picture as a file."""

@@ -1,6 +1,5 @@
 """Pictures of flash attention: tiles being visited, a softmax under way, what moves through memory."""
 
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from minilm import backends, flash, parity
 from minilm.config import ModelConfig
-from minilm.families import FAMILIES
 from minilm.flash import Band
 from minilm.table import Table
+from minilm.viz.comparison import by_family
 from minilm.viz.picture import BLUE, GREEN, GREY, INK, ORANGE, PALE, PINK, SKY, Picture, subplots
 
 SKIPPED, HIDDEN, SEEN = range(3)  # what becomes of a score
@@ -194,16 +193,14 @@ def compare_backends(describe: Callable[[ModelConfig], str], close: float = 1e-3
     Each family gets a small model with randomised parameters, whose logits reach about 6.
     describe: what to say of a family, from its structure. close: below it the word is "rounding".
     """
-    rows = []
-    for name, family in FAMILIES.items():
-        with tempfile.TemporaryDirectory() as folder, parity.one_thread():
-            parity.make_checkpoint(family, Path(folder))
-            results = list(
-                parity.compare(folder, name, ["fp32"], backends.NAMES, ("none", "chunks"), ("none", "left"))
-            )
-        cells = []
+
+    def cells(config: ModelConfig, directory: Path) -> list[str]:
+        cases = ["fp32"], backends.NAMES, ("none", "chunks"), ("none", "left")
+        results = list(parity.compare(directory, None, *cases))
+        row = [describe(config)]
         for backend in backends.NAMES:
             worst = max(result.difference for result in results if result.case.backend == backend)
-            cells.append("0" if worst == 0 else "rounding" if worst < close else f"{worst:.2g}")
-        rows.append([name, describe(family.read_config(family.tiny)), *cells])
-    return Table(["family", "here", *(f"{name}, off by" for name in backends.NAMES)], rows)
+            row.append("0" if worst == 0 else "rounding" if worst < close else f"{worst:.2g}")
+        return row
+
+    return by_family(["here", *(f"{name}, off by" for name in backends.NAMES)], cells)
