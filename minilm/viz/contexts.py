@@ -93,7 +93,7 @@ def angles_by_position(
 
 
 def slowdowns(
-    methods: Mapping[str, Sequence[float]], trained_speeds: Sequence[float], trained_length: int
+    methods: Mapping[str, Sequence[float]], trained_speeds: Sequence[float], trained_length: int, alt: str
 ) -> Picture:
     """How many times slower each pair turns with each method, by the wavelength it was trained with."""
     figure, axes = subplots(height=2.9)
@@ -107,12 +107,7 @@ def slowdowns(
     axes.set(xlabel="wavelength of the pair: positions for one turn", ylabel="times slower")
     mark_trained_length(axes, trained_length, "one turn\nin training ")
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
-    return Picture(
-        figure,
-        "How many times slower each pair turns, against its wavelength, for each method. Interpolation is "
-        "flat; dynamic NTK climbs evenly from 1; Llama 3 and YaRN stay at 1 for short wavelengths and climb "
-        "to the factor around the trained length, the dashed line.",
-    )
+    return Picture(figure, alt)
 
 
 def mark_trained_length(axes: Axes, trained_length: int, words: str) -> None:
