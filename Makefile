@@ -31,8 +31,9 @@ run: $(READY)
 test: $(READY)
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 tests $(if $(NOTEBOOKS),--dist loadfile --nbval --nbval-current-env notebooks) $(ARGS)
 
+# Naming the notebook as a file would make its folder the root, and hide exercises/ from the learner.
 lab: $(READY)
-	@$(PY) -m jupyterlab $(ARGS) $(firstword $(wildcard notebooks/00_start_here.ipynb) $(wildcard notebooks) .)
+	@$(PY) -m jupyterlab --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb $(ARGS)
 
 lint: $(READY)
 	@$(PY) -m ruff check

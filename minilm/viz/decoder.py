@@ -9,7 +9,7 @@ STREAM = 0.6  # the height of the residual stream in the drawing
 # part -> the centre of its box, its width, what stands in it
 PARTS = {
     "tokens": (0.65, STREAM, 1.1, "token ids"),
-    "embedding": (2.1, STREAM, 1.3, "embedding"),
+    "embedding": (2.1, STREAM, 1.45, "embedding"),
     "norm": (3.75, 2.1, 0.8, "norm"),
     "qkv": (4.85, 2.1, 0.9, "q  k  v"),
     "rope": (5.95, 2.1, 0.8, "RoPE"),

@@ -126,7 +126,8 @@ def explore(draw: Callable[..., Picture], **values: Sequence[Any]) -> None:
         )
         for name, offered in values.items()
     }  # fmt: skip
-    box = ipywidgets.VBox([*sliders.values(), image])
+    own_size = ipywidgets.Layout(align_items="flex-start")  # else the picture is stretched to the page's width
+    box = ipywidgets.VBox([*sliders.values(), image], layout=own_size)
 
     def redraw(_: Any) -> None:
         picture = draw(**{name: slider.value for name, slider in sliders.items()})
