@@ -126,7 +126,7 @@ def explore(draw: Callable[..., Picture], **values: Sequence[Any]) -> None:
         )
         for name, offered in values.items()
     }  # fmt: skip
-    own_size = ipywidgets.Layout(align_items="flex-start")  # else the picture is stretched to the page's width
+    own_size = ipywidgets.Layout(align_items="flex-start")  # else the page stretches the picture
     box = ipywidgets.VBox([*sliders.values(), image], layout=own_size)
 
     def redraw(_: Any) -> None:
