@@ -578,6 +578,7 @@ def test_run_with_smollm2(minilm_command, monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # two minutes on a quiet machine
 def test_run_as_a_program(tmp_path):
     """All families and the models that ship, as `make run` starts it: every eager column is zero."""
     done = subprocess.run(
@@ -586,7 +587,7 @@ def test_run_as_a_program(tmp_path):
         env=os.environ | {"MINILM_HOME": str(tmp_path)},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=800,
     )
     assert (done.returncode, done.stderr) == (0, "")
     rows = table_rows(done.stdout)
