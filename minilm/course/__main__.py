@@ -121,9 +121,10 @@ def changes(folder: Path, exercises: list[Exercise], pause: float = 0.5):
 @app.command(name="list")
 def list_exercises() -> None:
     """List the exercises that there are."""
-    table = Table("exercise", "function", "minutes", "difficulty", "file")
-    for each in sources.all_exercises():
-        table.add_row(each.number, each.name, str(each.minutes), "●" * each.difficulty, f"{each.module}.py")
+    found = api.exercises()
+    table = Table(*found.columns)
+    for row in found.rows:
+        table.add_row(*row)
     console.print(table)
 
 

@@ -97,13 +97,14 @@ def reset(wanted: str, folder: str | Path | None = None) -> Text:
     return Text(f"begun anew: {names}{kept}")
 
 
-def exercises(unit: str) -> Table:
-    """The exercises of a unit, such as "5": how long each takes, how hard it is, and where it is written."""
+def exercises(unit: str | None = None) -> Table:
+    """The exercises of a unit, such as "5", or all: how long and hard each is, and where it is written."""
+    found = sources.all_exercises() if unit is None else sources.find(sources.repository(), str(unit))
     return Table(
         ["exercise", "function", "minutes", "difficulty", "file"],
         [
             (each.number, each.name, each.minutes, "●" * each.difficulty, f"exercises/{each.module}.py")
-            for each in sources.find(sources.repository(), str(unit))
+            for each in found
         ],
     )
 

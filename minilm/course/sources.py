@@ -110,10 +110,8 @@ def reset(root: Path, folder: Path, exercises: list[Exercise]) -> list[Path]:
     """
     backups = []
     for module in dict.fromkeys(exercise.module for exercise in exercises):
-        path, stubs = (
-            folder / f"{module}.py",
-            stub((root / "solutions" / f"{module}.py").read_text(encoding="utf-8")),
-        )
+        path = folder / f"{module}.py"
+        stubs = stub((root / "solutions" / f"{module}.py").read_text(encoding="utf-8"))
         text = stubs
         if path.exists():
             backups.append(back_up(path))

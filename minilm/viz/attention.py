@@ -16,6 +16,8 @@ from minilm.viz.picture import (
     ORANGE,
     PALE,
     PINK,
+    RED,
+    SILVER,
     SKY,
     YELLOW,
     Picture,
@@ -208,7 +210,7 @@ def sharing(layouts: dict[str, Sequence[int]], alt: str) -> Picture:
     layouts: title -> for each query head the number of its key head.
     """
     figure, grid = subplots(1, len(layouts), width=9.0, height=2.1, squeeze=False)
-    colours = (ORANGE, SKY, GREEN, PINK, YELLOW, "#d55e00", "#999999", BLUE)
+    colours = (ORANGE, SKY, GREEN, PINK, YELLOW, RED, SILVER, BLUE)
     for axes, (title, reads) in zip(grid[0], layouts.items(), strict=True):
         heads, kv_heads = len(reads), max(reads) + 1
         places = [(index + 0.5) * heads / kv_heads - 0.5 for index in range(kv_heads)]

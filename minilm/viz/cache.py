@@ -17,6 +17,7 @@ from minilm.cache import DynamicCache, DynamicLayer, SlidingLayer, StaticLayer
 from minilm.config import ModelConfig
 from minilm.table import Table
 from minilm.viz.comparison import by_family
+from minilm.viz.losses import running_mean
 from minilm.viz.picture import CYCLE, GREY, INK, ORANGE, PALE, SKY, Picture, subplots
 
 NEW, KEPT, ROOM = ORANGE, SKY, PALE  # computed in this call, kept from earlier ones, reserved and empty
@@ -88,12 +89,13 @@ def kinds_of_cache(step: int, prompt: int = 5, window: int = 4, max_length: int 
     }
     length, columns = prompt + step, max_length + 2
     figure, axes = subplots(width=8.4, height=2.1)
+    capacities = {}
     for row, (title, layer) in enumerate(layers.items()):
         for start, end in [(0, prompt), *((place, place + 1) for place in range(prompt, length))]:
             numbers = torch.arange(start, end, dtype=torch.float32).view(1, 1, -1, 1)
             layer.update(numbers, numbers)
         first_new = prompt + step - 1 if step else 0
-        capacity = layer.buffers[0].shape[2]
+        capacity = capacities[title] = layer.buffers[0].shape[2]
         first = length - capacity if isinstance(layer, SlidingLayer) else 0
         held = layer.buffers[0].flatten().tolist()
         for slot in range(columns):
@@ -112,17 +114,13 @@ def kinds_of_cache(step: int, prompt: int = 5, window: int = 4, max_length: int 
               Patch(facecolor=ROOM, edgecolor=INK, label="reserved, empty"),
               Patch(facecolor="white", edgecolor=GREY, linestyle=":", label="dropped")]  # fmt: skip
     figure.legend(handles=legend, loc="outside lower center", ncols=4, fontsize=8)
+    room, slots, held = capacities.values()
     return Picture(
         figure,
-        f"Three kinds of cache after {length} tokens. The dynamic one has room for {capacity_of(layers, 0)} "
-        f"and grows when it is full; the static one has {max_length} slots from the beginning; the sliding "
-        f"one holds {capacity_of(layers, 2)} tokens, of which the next query needs the last {window - 1}.",
+        f"Three kinds of cache after {length} tokens. The dynamic one has room for {room} and grows when it "
+        f"is full; the static one has {slots} slots from the beginning; the sliding one holds {held} tokens, "
+        f"of which the next query needs the last {window - 1}.",
     )
-
-
-def capacity_of(layers: dict[str, DynamicLayer], index: int) -> int:
-    """For how many tokens a layer has memory."""
-    return list(layers.values())[index].buffers[0].shape[2]
 
 
 def scores_by_call(lengths: Sequence[int], alt: str) -> Picture:
@@ -131,9 +129,7 @@ def scores_by_call(lengths: Sequence[int], alt: str) -> Picture:
     lengths: how many tokens each call reads.
     """
     total = sum(lengths)
-    kinds = torch.zeros(
-        total, total
-    )  # 0: hidden or not there yet, 1: key from the cache, 2: key of this call
+    kinds = torch.zeros(total, total)  # 0: hidden or not there yet, 1: key from the cache, 2: of this call
     figure, axes = subplots(width=5.2, height=3.6)
     start = 0
     for number, length in enumerate(lengths, start=1):
@@ -204,10 +200,7 @@ def damage_by_position(
         prompt / 2, 0.97, "prompt", transform=axes.get_xaxis_transform(), ha="center", va="top", fontsize=8
     )
     for title, values in worse.items():
-        positions = range(1, len(values) + 1)
-        axes.plot(
-            positions, [values[max(0, end - window) : end].mean().item() for end in positions], label=title
-        )
+        axes.plot(range(1, len(values) + 1), running_mean(values, window), label=title)
     axes.set(xlabel="position in the text, in tokens", ylabel="nats worse")
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return Picture(figure, alt)

@@ -43,6 +43,11 @@ def by_family(columns: Sequence[str], cells: Callable[[ModelConfig, Path], Seque
     return Table(["family", *columns], rows)
 
 
+def in_words(difference: float, close: float) -> str:
+    """A difference of logits: 0 for the same bits, "rounding" below `close`, else how large it is."""
+    return "0" if difference == 0 else "rounding" if difference < close else f"{difference:.2g}"
+
+
 def compare_part(*operations: str, describe: Callable[[ModelConfig], str]) -> Table:
     """One part of the model in every family that has it: its largest distance from transformers.
 

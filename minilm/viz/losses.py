@@ -16,6 +16,11 @@ def token_losses(model: CausalLM, input_ids: Int[Tensor, "1 length"]) -> Float[T
     return cross_entropy(logits[0, :-1].float(), input_ids[0, 1:], reduction="none")
 
 
+def running_mean(values: Float[Tensor, " length"], window: int) -> list[float]:
+    """The mean of each value and up to window - 1 before it."""
+    return [values[max(0, end - window) : end].mean().item() for end in range(1, len(values) + 1)]
+
+
 def losses_by_position(
     losses: dict[str, Float[Tensor, " length_less_1"]], alt: str, window: int = 8
 ) -> Picture:
@@ -25,9 +30,7 @@ def losses_by_position(
     """
     figure, axes = subplots(height=2.6)
     for title, values in losses.items():
-        positions = range(1, len(values) + 1)
-        averaged = [values[max(0, end - window) : end].mean().item() for end in positions]
-        axes.plot(positions, averaged, label=title)
+        axes.plot(range(1, len(values) + 1), running_mean(values, window), label=title)
     axes.set(xlabel="position in the text, in tokens", ylabel="loss, in nats", ylim=(0, None))
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return Picture(figure, alt)

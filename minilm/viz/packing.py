@@ -10,7 +10,7 @@ from torch import Tensor
 from minilm import checkpoint, data, parity
 from minilm.config import ModelConfig
 from minilm.table import Table
-from minilm.viz.comparison import by_family
+from minilm.viz.comparison import by_family, in_words
 from minilm.viz.picture import BLUE, CYCLE, INK, PALE, Picture, heat_map, subplots
 
 DOCUMENTS = (5, 3, 4)  # tokens of the documents that are compared: no longer than any window
@@ -99,7 +99,7 @@ def compare_packed(describe: Callable[[ModelConfig], str], close: float = 1e-3) 
         reference = parity.load_reference(directory, torch.float32)
         model = checkpoint.load(directory, backend="flash", dtype=torch.float32)
         apart = [padded_apart(model, reference), *packed_apart(model, reference)]
-        return [describe(config), *("rounding" if each < close else f"{each:.2g}" for each in apart)]
+        return [describe(config), *(in_words(each, close) for each in apart)]
 
     columns = ["here", "padded batch, packed inside", "documents in one row", "positions never restart"]
     return by_family(columns, cells)

@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator
 BLUE, ORANGE, GREEN, PINK = "#0072b2", "#e69f00", "#009e73", "#cc79a7"
 SKY, RED, YELLOW = "#56b4e9", "#d55e00", "#f0e442"
 INK, GREY, PALE = "#222222", "#8a8a8a", "#e4e4e4"
+SILVER = "#999999"
 CYCLE = (BLUE, ORANGE, GREEN, PINK, SKY, RED)
 AMOUNT = "cividis"  # a colour map for values from nothing to much
 SIGNED = "PuOr"  # a colour map for values around zero: give it vmin = -vmax

@@ -8,7 +8,19 @@ from jaxtyping import Float
 from torch import Tensor
 
 from minilm import rope
-from minilm.viz.picture import BLUE, GREY, INK, ORANGE, PALE, Picture, heat_map, subplots
+from minilm.viz.picture import (
+    BLUE,
+    CYCLE,
+    GREY,
+    INK,
+    ORANGE,
+    PALE,
+    SILVER,
+    YELLOW,
+    Picture,
+    heat_map,
+    subplots,
+)
 
 
 def turning_pair(pair: tuple[float, float], degrees: Sequence[float]) -> Picture:
@@ -98,7 +110,7 @@ def partners(layouts: dict[str, Sequence[int]], alt: str) -> Picture:
 
     layouts: title -> for each dimension the number of its pair, or -1 where it does not turn.
     """
-    colours = (BLUE, ORANGE, "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#999999")
+    colours = (*CYCLE, YELLOW, SILVER)
     figure, axes = subplots(height=0.75 * len(layouts) + 0.3)
     widest = max(map(len, layouts.values()))
     for row, (title, pairs) in enumerate(layouts.items()):

@@ -15,7 +15,7 @@ from minilm import backends, flash, parity
 from minilm.config import ModelConfig
 from minilm.flash import Band
 from minilm.table import Table
-from minilm.viz.comparison import by_family
+from minilm.viz.comparison import by_family, in_words
 from minilm.viz.picture import BLUE, GREEN, GREY, INK, ORANGE, PALE, PINK, SKY, Picture, subplots
 
 SKIPPED, HIDDEN, SEEN = range(3)  # what becomes of a score
@@ -200,7 +200,7 @@ def compare_backends(describe: Callable[[ModelConfig], str], close: float = 1e-3
         row = [describe(config)]
         for backend in backends.NAMES:
             worst = max(result.difference for result in results if result.case.backend == backend)
-            row.append("0" if worst == 0 else "rounding" if worst < close else f"{worst:.2g}")
+            row.append(in_words(worst, close))
         return row
 
     return by_family(["here", *(f"{name}, off by" for name in backends.NAMES)], cells)
