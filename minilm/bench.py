@@ -393,8 +393,10 @@ def machine() -> dict[str, object]:
     import transformers
 
     names = [line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
+    gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
     return {
         "cpu": names[0] if names else platform.processor() or platform.machine(),
+        **gpu,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -4,6 +4,7 @@ In a notebook: `from minilm import course`, then `course.check("5.4")`, `course.
 """
 
 from minilm.course.api import check, exercises, hint, reset, solution, status
+from minilm.course.lab import Lab
 from minilm.course.swapping import swap
 
-__all__ = ["check", "exercises", "hint", "reset", "solution", "status", "swap"]
+__all__ = ["Lab", "check", "exercises", "hint", "reset", "solution", "status", "swap"]

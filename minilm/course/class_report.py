@@ -3,16 +3,17 @@
 import csv
 import io
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from statistics import median
+from typing import TypeVar
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 STATUSES = ("passed", "failed", "unsolved", "broken", "missing")
-FILES = ("grades.csv", "summary.csv", "report.md")
+FILES = ("grades.csv", "summary.csv", "labs.csv", "report.md")
 COMMONEST = 12  # mistakes of the whole class that are listed
 
 
@@ -32,22 +33,50 @@ class Row:
     detail: str  # the mistake in a sentence, or the first thing that went wrong
 
 
-def by(rows: Iterable[Row], key: Callable[[Row], str]) -> dict[str, list[Row]]:
+@dataclass(frozen=True)
+class LabRow:
+    """One question of a lab that one submission handed in; or, with a problem, why nothing of it was read."""
+
+    submission: str
+    lab: str
+    question: str = ""
+    unit: str = ""
+    predicted: float | None = None
+    measured: float | None = None
+    is_near: bool = False  # within a factor of lab.NEAR
+    machine: str = ""
+    conclusion: str = ""
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All that a grading found out.
+
+    problems: submissions of which nothing could be graded, and why.
+    """
+
+    rows: list[Row]
+    labs: list[LabRow]
+    problems: dict[str, str]
+    seed: int
+
+
+Grouped = TypeVar("Grouped", Row, LabRow)
+
+
+def by(rows: Iterable[Grouped], key: Callable[[Grouped], Hashable]) -> dict[Hashable, list[Grouped]]:
     """Rows in groups, in the order in which each group first occurs."""
-    groups: dict[str, list[Row]] = {}
+    groups: dict[Hashable, list[Grouped]] = {}
     for row in rows:
         groups.setdefault(key(row), []).append(row)
     return groups
 
 
-def files(rows: list[Row], problems: dict[str, str], seed: int) -> dict[str, str]:
-    """The text of each of FILES.
-
-    problems: submissions of which nothing could be graded, and why.
-    """
-    return dict(
-        zip(FILES, (grades(rows), summary(rows, problems), markdown(rows, problems, seed)), strict=True)
-    )
+def files(found: Findings) -> dict[str, str]:
+    """The text of each of FILES."""
+    texts = lines_as_csv(Row, found.rows), summary(found), lines_as_csv(LabRow, found.labs), markdown(found)
+    return dict(zip(FILES, texts, strict=True))
 
 
 def as_csv(header: list[str], lines: Iterable[list]) -> str:
@@ -58,22 +87,25 @@ def as_csv(header: list[str], lines: Iterable[list]) -> str:
     return text.getvalue()
 
 
-def grades(rows: list[Row]) -> str:
-    """CSV with a line per submission and exercise."""
-    return as_csv([field.name for field in fields(Row)], ([*asdict(row).values()] for row in rows))
+def lines_as_csv(kind: type[Row] | type[LabRow], rows: Sequence[Row] | Sequence[LabRow]) -> str:
+    """CSV with a line per row and a column per field."""
+    return as_csv([field.name for field in fields(kind)], ([*asdict(row).values()] for row in rows))
 
 
-def summary(rows: list[Row], problems: dict[str, str]) -> str:
+def summary(found: Findings) -> str:
     """CSV with a line per submission, for a gradebook."""
     lines = []
-    for name, theirs in by(rows, lambda row: row.submission).items():
+    labs = by((row for row in found.labs if not row.problem), lambda row: row.submission)
+    for name, theirs in by(found.rows, lambda row: row.submission).items():
         points, possible = sum(row.points for row in theirs), sum(row.max_points for row in theirs)
         counts = Counter(row.status for row in theirs)
         numbers = [points, possible, round(100 * points / possible, 1)]
         numbers += [len(theirs), *(counts[status] for status in STATUSES)]
-        lines.append([name, *numbers, round(sum(row.seconds for row in theirs), 1), problems.get(name, "")])
-    header = ["submission", "points", "max_points", "percent", "exercises", *STATUSES, "seconds", "problem"]
-    return as_csv(header, lines)
+        handed_in = " ".join(dict.fromkeys(row.lab for row in labs.get(name, [])))
+        seconds = round(sum(row.seconds for row in theirs), 1)
+        lines.append([name, *numbers, seconds, handed_in, found.problems.get(name, "")])
+    header = ["submission", "points", "max_points", "percent", "exercises", *STATUSES, "seconds"]
+    return as_csv([*header, "labs", "problem"], lines)
 
 
 def exercise_lines(rows: list[Row]) -> list[list[str]]:
@@ -132,6 +164,26 @@ def learner_lines(rows: list[Row]) -> list[list[str]]:
 LEARNERS = ["submission", "points", "exercises"]
 
 
+def lab_lines(labs: list[LabRow]) -> list[list[str]]:
+    """Per question of a lab: how many answered, what they predicted and measured, how many were near."""
+    lines = []
+    answered = by((row for row in labs if not row.problem), lambda row: (row.lab, row.question, row.unit))
+    for (number, question, unit), theirs in answered.items():
+        near = sum(row.is_near for row in theirs)
+        numbers = [
+            f"{median(values):.3g} ({min(values):.3g} to {max(values):.3g}) {unit}"
+            for values in ([row.predicted for row in theirs], [row.measured for row in theirs])
+        ]
+        lines.append([number, question, str(len(theirs)), *numbers, f"{near} of {len(theirs)}"])
+    for row in labs:
+        if row.problem:
+            lines.append([row.lab, f"{row.submission}: {row.problem}", "", "", "", ""])
+    return lines
+
+
+LABS = ["lab", "question", "answers", "predicted: median", "measured: median", "predictions that were near"]
+
+
 def totals(rows: list[Row], problems: dict[str, str]) -> str:
     """The class in one sentence."""
     learners, passed = by(rows, lambda row: row.submission), sum(row.status == "passed" for row in rows)
@@ -139,15 +191,18 @@ def totals(rows: list[Row], problems: dict[str, str]) -> str:
     return f"{len(learners)} submissions, {len(problems)} of them not to be graded; {share}"
 
 
-def markdown(rows: list[Row], problems: dict[str, str], seed: int) -> str:
+def markdown(found: Findings) -> str:
     """The report on the class."""
+    rows, problems = found.rows, found.problems
     parts = [
         "# Report on the class",
-        f"{totals(rows, problems)}. The inputs are those of `--seed {seed}`.",
+        f"{totals(rows, problems)}. The inputs are those of `--seed {found.seed}`.",
         "## Exercises",
         markdown_table(EXERCISES, exercise_lines(rows)),
         "## The commonest mistakes",
         markdown_table(MISTAKES, mistake_lines(rows)) or "No answer computes a known mistake.",
+        "## Labs",
+        markdown_table(LABS, lab_lines(found.labs)) or "None was handed in.",
         "## Submissions that could not be graded",
         markdown_table(["submission", "why"], [list(each) for each in problems.items()]) or "None.",
         "## Submissions",
@@ -170,10 +225,12 @@ def markdown_table(header: list[str], lines: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in every)
 
 
-def show(console: Console, rows: list[Row], problems: dict[str, str]) -> None:
+def show(console: Console, found: Findings) -> None:
     """Print what a teacher wants to know first."""
+    rows, problems = found.rows, found.problems
     terminal_table(console, "exercises", EXERCISES, exercise_lines(rows))
     terminal_table(console, "the commonest mistakes", MISTAKES, mistake_lines(rows))
+    terminal_table(console, "labs", LABS, lab_lines(found.labs))
     terminal_table(
         console, "not to be graded", ["submission", "why"], [list(each) for each in problems.items()]
     )

@@ -26,8 +26,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from minilm.course import class_report, sandbox, sources, submissions
-from minilm.course.class_report import Row
+from minilm.course import class_report, lab, sandbox, sources, submissions
+from minilm.course.class_report import LabRow, Row
 from minilm.course.spec import Exercise, Report
 from minilm.course.submissions import Submission
 
@@ -190,6 +190,29 @@ def row(submission: Submission, exercise: Exercise, report: Report) -> Row:
     )
 
 
+def lab_rows(submission: Submission) -> list[LabRow]:
+    """What the tables say about the labs that were handed in. Nothing is run: a lab is a file of numbers."""
+    rows = [
+        LabRow(submission.name, found[1], problem=f"{name} {problem}")
+        for name, problem in submission.unread.items()
+        if (found := lab.HAND_IN.fullmatch(name))
+    ]
+    for name, content in submission.labs.items():
+        number = lab.HAND_IN.fullmatch(name)[1]
+        try:
+            questions, conclusion, machine = lab.read(content)
+        except ValueError as problem:
+            rows.append(LabRow(submission.name, number, problem=readable(f"{name} {problem}")))
+            continue
+        ended = {"machine": readable(machine), "conclusion": readable(conclusion)}
+        for each in questions:
+            asked = readable(each.asks), readable(each.unit)
+            rows.append(
+                LabRow(submission.name, number, *asked, each.prediction, each.measured, each.is_near, **ended)
+            )
+    return rows
+
+
 def chosen(root: Path, wanted: str | None) -> list[Exercise]:
     """The exercises that "8, 9.1" means, in the order of the course; all for None.
 
@@ -262,8 +285,10 @@ def command(
     place = {each.name: index for index, each in enumerate(found)}
     rows.sort(key=lambda each: (place[each.submission], order[each.exercise]))
     problems = {each.name: each.problem for each in found if each.problem is not None}
-    class_report.show(console, rows, problems)
-    for name, text in class_report.files(rows, problems, grading.seed).items():
+    labs = [line for each in found for line in lab_rows(each)]
+    findings = class_report.Findings(rows, labs, problems, grading.seed)
+    class_report.show(console, findings)
+    for name, text in class_report.files(findings).items():
         sources.write_whole(out / name, text)
     again = f" --exercises {exercises!r}" if exercises else ""
     console.print(

@@ -133,7 +133,7 @@ def back_up(path: Path) -> Path:
     folder.mkdir(exist_ok=True)
     stamp = time.strftime("%Y%m%d-%H%M%S")
     for count in itertools.count():
-        copy = folder / f"{path.stem}-{stamp}{f'-{count}' if count else ''}.py"
+        copy = folder / f"{path.stem}-{stamp}{f'-{count}' if count else ''}{path.suffix}"
         with contextlib.suppress(FileExistsError), copy.open("xb") as file:
             file.write(path.read_bytes())
             return copy

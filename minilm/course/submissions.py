@@ -8,8 +8,10 @@ import os
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
+
+from minilm.course import lab
 
 FILE_BYTES = 2**20  # a file of exercises has a few thousand
 FOLDER_BYTES = 16 * 2**20
@@ -28,12 +30,14 @@ class Submission:
 
     name:    how the gradebook calls it: the name of the folder, or of the zip file without .zip
     files:   name and content of each Python file in its folder of exercises
+    labs:    name and content of each lab that was handed in with them
     unread:  files that were not taken, and why
     problem: why nothing of it can be graded; None where something can
     """
 
     name: str
     files: dict[str, bytes] = field(default_factory=dict)
+    labs: dict[str, bytes] = field(default_factory=dict)
     unread: dict[str, str] = field(default_factory=dict)
     problem: str | None = None
 
@@ -102,7 +106,7 @@ def unique(found: list[Submission]) -> list[Submission]:
     for each in found:
         seen[each.name] = seen.get(each.name, 0) + 1
         name = each.name if seen[each.name] == 1 else f"{each.name} ({seen[each.name]})"
-        named.append(Submission(name, each.files, each.unread, each.problem))
+        named.append(replace(each, name=name))
     return named
 
 
@@ -115,17 +119,18 @@ def read(name: str, open_tree: Callable[[], Tree], wanted: set[str]) -> Submissi
     try:
         tree = open_tree()
         folder = folder_of_exercises(tree, wanted)
-        files, unread = {}, {}
+        files, labs, unread = {}, {}, {}
         for path, content in sorted(tree.items()):
-            if path.parent != folder or path.suffix != ".py":
+            is_lab = lab.HAND_IN.fullmatch(path.name) is not None
+            if path.parent != folder or not (is_lab or path.suffix == ".py"):
                 continue
             try:
-                files[path.name] = read_file(content)
+                (labs if is_lab else files)[path.name] = read_file(content)
             except Unusable as problem:
                 unread[path.name] = str(problem)
-            if sum(map(len, files.values())) > FOLDER_BYTES:
-                raise Unusable(f"its Python files have more than {FOLDER_BYTES // 2**20} MB")
-        return Submission(name, files, unread)
+            if sum(map(len, [*files.values(), *labs.values()])) > FOLDER_BYTES:
+                raise Unusable(f"its files have more than {FOLDER_BYTES // 2**20} MB")
+        return Submission(name, files, labs, unread)
     except Unusable as problem:
         return Submission(name, problem=str(problem))
 
@@ -145,7 +150,7 @@ def read_file(content: Callable[[int], bytes]) -> bytes:
 
 
 def folder_of_exercises(tree: Tree, wanted: set[str]) -> PurePosixPath:
-    """Where the answers lie: exercises/ if there is one, else the uppermost folder with a file of that name.
+    """Where the answers lie: exercises/ if there is one, else the uppermost folder with such a file.
 
     Raises: Unusable where there is none, or where two are equally likely.
     """
@@ -153,7 +158,7 @@ def folder_of_exercises(tree: Tree, wanted: set[str]) -> PurePosixPath:
         raise Unusable("it is empty")
     ranks: dict[tuple[int, bool], set[PurePosixPath]] = {}
     for path in tree:
-        if path.name in wanted:
+        if path.name in wanted or lab.HAND_IN.fullmatch(path.name):
             elsewhere = path.parent.name != "exercises"
             ranks.setdefault((len(path.parts) + elsewhere, elsewhere), set()).add(path.parent)
     if not ranks:

@@ -362,7 +362,7 @@ def test_the_report_counts(tmp_path):
         "8.1", "repeat_kv", "1 of 5 (20%)", "3 failed, 1 missing", "2.5 s", "tiled (2), no known mistake (1)",
     ]  # fmt: skip
     assert class_report.mistake_lines(rows) == [["2", "8.1", "tiled", "Tiled."]]
-    text = class_report.markdown(rows, {"e": "it is empty"}, 1)
+    text = class_report.markdown(class_report.Findings(rows, [], {"e": "it is empty"}, 1))
     assert "5 submissions, 1 of them not to be graded; 1 of 5 answers passed (20%)" in text
     assert "| e | it is empty |" in text
 
