@@ -44,7 +44,7 @@ from minilm.viz.contexts import (
     perplexity_by_position,
     slowdowns,
 )
-from minilm.viz.decoder import decoder_map
+from minilm.viz.decoder import course_map, decoder_map
 from minilm.viz.losses import losses_by_position, token_losses
 from minilm.viz.masks import (
     MaskGrid,
@@ -89,6 +89,7 @@ __all__ = [
     "compare_packed",
     "compare_part",
     "compare_scalings",
+    "course_map",
     "curves",
     "damage_by_position",
     "decoder_map",

@@ -3,7 +3,7 @@
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
-from minilm.viz.picture import GREY, INK, ORANGE, PALE, Picture, subplots
+from minilm.viz.picture import BLUE, GREY, INK, ORANGE, PALE, Picture, subplots
 
 STREAM = 0.6  # the height of the residual stream in the drawing
 # part -> the centre of its box, its width, what stands in it
@@ -40,6 +40,18 @@ ARROWS = [
     ((11.1, 2.1), (11.55, 2.1), (11.55, 0.82)),
 ]
 
+# part -> the notebooks that build it, and where their numbers stand beside the box
+BUILT_IN = {
+    "tokens": ("02", "below"), "embedding": ("02", "below"), "norm": ("03", "below"),
+    "qkv": ("07 08", "below"), "rope": ("05 06", "below"), "cache": ("10", "left"), "mask": ("09", "right"),
+    "attention": ("07 08 11 12", "below"), "mlp_norm": ("03", "below"), "mlp": ("04", "below"),
+    "final_norm": ("03", "below"), "head": ("02 16", "below"), "logits": ("15", "below"),
+}  # fmt: skip
+AROUND = [  # rows of notebooks that make a whole of the decoder
+    ("14 · real checkpoints", "15 · it writes", "16 · labels, answers", "17 · it learns"),
+    ("18 · reads a memory", "19 · its speed", "20 · flash on a GPU", "21 · many devices"),
+]
+
 
 def decoder_map(*lit: str) -> Picture:
     """The decoder from token ids to logits, with some of its parts lit.
@@ -53,6 +65,46 @@ def decoder_map(*lit: str) -> Picture:
     shown = {part for name in lit for part in ALSO.get(name, (name,))}
     figure, axes = subplots(width=8.6, height=2.15)
     axes.set(xlim=(0, 15.6), ylim=(0, 4.0))
+    draw(axes, shown)
+    names = (
+        " and ".join(dict.fromkeys([PARTS[name][3] if name in PARTS else name for name in lit])) or "nothing"
+    )
+    return Picture(
+        figure,
+        f"Map of the decoder from token ids to logits. Lit: {' '.join(names.split())}.",
+    )
+
+
+def course_map() -> Picture:
+    """The decoder with the numbers of the notebooks that build each part, and what makes a whole of it."""
+    figure, axes = subplots(width=8.6, height=3.6)
+    axes.set(xlim=(0, 15.6), ylim=(-2.9, 4.0))
+    draw(axes, set())
+    style = {"fontsize": 8, "color": BLUE, "zorder": 5}
+    for part, (numbers, side) in BUILT_IN.items():
+        x, y, width, _ = PARTS[part]
+        if side == "below":
+            axes.text(x, y - 0.36, numbers, ha="center", va="top", **style)
+        else:
+            sign, align = (-1, "right") if side == "left" else (1, "left")
+            axes.text(x + sign * (width / 2 + 0.12), y, numbers, ha=align, va="center", **style)
+    for x in ADDED["residual"]:
+        axes.text(x, STREAM - 0.22, "13", ha="center", va="top", **style)
+    for row, titles in enumerate(AROUND):
+        for column, title in enumerate(titles):
+            box(axes, 1.95 + 3.9 * column, -0.75 - 0.8 * row, 3.55, title, is_lit=False)
+    whole = "22 · assembled from your functions, it runs a real model and computes what transformers computes"
+    box(axes, 7.8, -2.4, 15.25, whole, is_lit=True)
+    return Picture(
+        figure,
+        "The decoder from token ids to logits, with the numbers of the notebooks that build each part, 02 to "
+        "13. Below: real checkpoints, writing, other tasks, training, cross-attention and three labs, 14 to "
+        "21; then 22, in which your functions together run a real model and compute what transformers computes.",
+    )
+
+
+def draw(axes: Axes, shown: set[str]) -> None:
+    """The decoder into a picture of 15.6 by 4 units; shown: the parts that are lit."""
     axes.set_axis_off()
     axes.add_patch(Rectangle((2.95, 0.1), 8.95, 3.75, facecolor="#fafafa", edgecolor=GREY, linestyle=":"))
     axes.text(11.8, 3.55, "one block; there are many", ha="right", va="center", color=INK, fontsize=8)
@@ -68,13 +120,6 @@ def decoder_map(*lit: str) -> Picture:
         axes.text(x, STREAM, "+", ha="center", va="center", zorder=4, fontsize=10)
     for part, place in PARTS.items():
         box(axes, *place, is_lit=part in shown)
-    names = (
-        " and ".join(dict.fromkeys([PARTS[name][3] if name in PARTS else name for name in lit])) or "nothing"
-    )
-    return Picture(
-        figure,
-        f"Map of the decoder from token ids to logits. Lit: {' '.join(names.split())}.",
-    )
 
 
 def box(axes: Axes, x: float, y: float, width: float, label: str, is_lit: bool) -> None:
