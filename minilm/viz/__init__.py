@@ -45,6 +45,7 @@ from minilm.viz.contexts import (
     slowdowns,
 )
 from minilm.viz.decoder import decoder_map
+from minilm.viz.files import block_levels, file_map, first_bytes, result_map, row_origins
 from minilm.viz.losses import losses_by_position, token_losses
 from minilm.viz.masks import (
     MaskGrid,
@@ -79,6 +80,7 @@ __all__ = [
     "attention_maps",
     "batch_fill",
     "bends",
+    "block_levels",
     "bytes_read",
     "cache_bars",
     "clocks",
@@ -95,7 +97,9 @@ __all__ = [
     "differences",
     "explore",
     "feature_rows",
+    "file_map",
     "filling",
+    "first_bytes",
     "float_bits",
     "gate_planes",
     "head_grids",
@@ -119,8 +123,10 @@ __all__ = [
     "piece_rows",
     "reference_of",
     "reordered",
+    "result_map",
     "root_mean_square",
     "rounding_errors",
+    "row_origins",
     "running_softmax",
     "score_by_distance",
     "score_tables",
