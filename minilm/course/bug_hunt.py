@@ -138,8 +138,8 @@ BUGS = (
         lambda config: config.norm == "offset_rms",
         "A norm is the first that differs, and its input is right. Divide its result by the right one, "
         "and subtract the two weights.",
-        "Every norm weight is larger by exactly 1: the file comes from a tool that stores 1 + w, and the "
-        "model adds 1 again. Subtract it.",
+        "Every norm weight is larger by 1, up to bf16's rounding: the file comes from a tool that stores "
+        "1 + w, and the model adds 1 again. Subtract it.",
         weights=add_one,
     ),
     Bug(

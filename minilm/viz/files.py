@@ -3,6 +3,8 @@
 import os
 from collections.abc import Mapping, Sequence
 
+import gguf
+import numpy as np
 import safetensors
 import torch
 from jaxtyping import Float
@@ -93,7 +95,7 @@ def first_bytes(content: bytes, header_length: int, columns: int = 30, rows: int
     places = [range(row * columns, (row + 1) * columns) for row in range(rows)]
     places.append(range(around, around + columns))
     cells = [[box(place) for place in line if place < len(content)] for line in places]
-    figure, axes = subplots(width=8.8, height=0.33 * len(cells) + 0.75)
+    figure, axes = subplots(width=8.8, height=0.29 * len(cells) + 0.4)
     draw_cells(
         axes, [[text for text, _ in line] for line in cells], [[kind for _, kind in line] for line in cells]
     )
@@ -114,26 +116,36 @@ def first_bytes(content: bytes, header_length: int, columns: int = 30, rows: int
     )
 
 
-def block_levels(
-    weights: Float[Tensor, " block"],
-    formats: Mapping[str, tuple[Sequence[float], Sequence[float]]],
-    alt: str,
-) -> Picture:
-    """The weights of a block, and the values that its formats can hold, as lines.
+def block_levels(weights: Float[Tensor, " block"], *kinds: str) -> Picture:
+    """A block of weights, the values that it can hold in formats of llama.cpp, and what each weight becomes.
 
-    formats: title -> the values that this block could hold, and what becomes of each weight.
+    kinds: names of formats that the gguf package writes, with 4 or 8 bits for a weight: "Q4_0", "Q8_0".
     """
-    figure, axes = subplots(1, len(formats), width=8.6, height=2.9, squeeze=False, sharey=True)
-    places = range(len(weights))
-    for each, (title, (levels, stored)) in zip(axes[0], formats.items(), strict=True):
+    figure, axes = subplots(1, len(kinds), width=8.6, height=2.9, squeeze=False, sharey=True)
+    places, reach = range(len(weights)), 1.1 * weights.abs().max().item()
+    for each, name in zip(axes[0], kinds, strict=True):
+        kind = gguf.GGMLQuantizationType[name]
+        block = gguf.quantize(weights.float().numpy()[None], kind)
+        stored = gguf.dequantize(block, kind)[0]
+        codes = np.arange(256, dtype=np.uint8).reshape(-1, int(name[1]) * len(weights) // 8)
+        scales = block[:, : block.shape[1] - codes.shape[1]]
+        every_code = np.concatenate([np.repeat(scales, len(codes), 0), codes], axis=1)
+        levels = np.unique(gguf.dequantize(every_code, kind))
         each.hlines(levels, -1, len(weights), color=PALE if len(levels) > 40 else GREY, linewidth=0.5)
         each.vlines(places, weights, stored, color=ORANGE, linewidth=1.5)
-        each.scatter(places, weights, s=14, color=BLUE, zorder=3, label="weight")
-        each.scatter(places, stored, s=14, color=ORANGE, marker="_", zorder=3, label="stored as")
-        each.set(title=title, xlabel="place in the block", xlim=(-1, len(weights)))
-    axes[0][0].set_ylabel("value")
+        each.scatter(places, weights, s=12, color=BLUE, zorder=3, label="weight")
+        each.scatter(places, stored, s=18, color=ORANGE, marker="_", zorder=3, label="stored as")
+        bits = 8 * block.nbytes / len(weights)
+        each.set(
+            title=f"{name}: {bits:g} bits a weight", xlabel="place in the block", xlim=(-1, len(weights))
+        )
+    axes[0][0].set(ylabel="value", ylim=(-reach, reach))
     axes[0][-1].legend(loc="upper left", bbox_to_anchor=(1, 1))
-    return Picture(figure, alt)
+    return Picture(
+        figure,
+        f"The {len(weights)} weights of a block as dots, and the levels that a format has for them as lines: "
+        f"in {' and '.join(kinds)}. Each weight moves to the nearest line; the fewer the lines, the further.",
+    )
 
 
 def row_origins(
