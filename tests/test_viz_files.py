@@ -22,6 +22,8 @@ def test_rows_that_moved_are_counted():
     right = torch.arange(8.0).view(4, 2)
     found = torch.cat((right[[0, 2, 1]], right[:1] + 100))
     assert "2 rows are somewhere else" in viz.row_origins({"weight": (found, right)}).alt
+    both = {"q": (found, right), "k": (found[:3], right)}
+    assert "4 rows are somewhere else" in viz.row_origins(both).alt
     assert "0 rows" in viz.row_origins({"weight": (right, right)}, head_dim=2, kinds=["a", "b"]).alt
 
 

@@ -149,13 +149,14 @@ def block_levels(weights: Float[Tensor, " block"], *kinds: str) -> Picture:
 
 
 def row_origins(
-    weights: Mapping[str, tuple[Float[Tensor, "rows columns"], Float[Tensor, "rows columns"]]],
+    weights: Mapping[str, tuple[Tensor, Tensor]],
     head_dim: int | None = None,
     kinds: Sequence[str] = (),
 ) -> Picture:
     """Which row of the right weight each row of another one is, where the rows changed their places.
 
-    weights:  title -> the weight, and the right one. Rows that the right one does not have are left out.
+    weights:  title -> the weight, and the right one, [rows, columns] both. Rows that the right one does not
+              have are left out.
     head_dim: draw a line every so many rows.
     kinds:    what a head's rows are, such as query, key and value in turn, each head_dim rows: colours.
     """
