@@ -99,7 +99,7 @@ def course_map() -> Picture:
         figure,
         "The decoder from token ids to logits, with the numbers of the notebooks that build each part, 02 to "
         "13. Below: real checkpoints, writing, other tasks, training, cross-attention and three labs, 14 to "
-        "21; then 22, in which your functions together run a real model and compute what transformers computes.",
+        "21; then 22, in which your functions together run a real model and compute what transformers does.",
     )
 
 
