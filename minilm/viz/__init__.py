@@ -45,6 +45,7 @@ from minilm.viz.contexts import (
     slowdowns,
 )
 from minilm.viz.decoder import decoder_map
+from minilm.viz.generation import beam_tree, compare_generation, cut_off, growing_batch, next_token_bars
 from minilm.viz.losses import losses_by_position, token_losses
 from minilm.viz.masks import (
     MaskGrid,
@@ -78,6 +79,7 @@ __all__ = [
     "angles_met",
     "attention_maps",
     "batch_fill",
+    "beam_tree",
     "bends",
     "bytes_read",
     "cache_bars",
@@ -86,10 +88,12 @@ __all__ = [
     "coloured_text",
     "compare_backends",
     "compare_caches",
+    "compare_generation",
     "compare_packed",
     "compare_part",
     "compare_scalings",
     "curves",
+    "cut_off",
     "damage_by_position",
     "decoder_map",
     "differences",
@@ -98,6 +102,7 @@ __all__ = [
     "filling",
     "float_bits",
     "gate_planes",
+    "growing_batch",
     "head_grids",
     "heat_map",
     "kinds_of_cache",
@@ -110,6 +115,7 @@ __all__ = [
     "nan_by_layer",
     "neuron_values",
     "neurons_at_work",
+    "next_token_bars",
     "number_grid",
     "number_tables",
     "packed_maps",
