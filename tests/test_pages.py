@@ -14,8 +14,11 @@ import pytest
 import transformers
 
 import minilm
+from minilm import viz
+from minilm.course import sources
 
-PAGES = Path(__file__).parents[1] / "notebooks"
+ROOT = Path(__file__).parents[1]
+PAGES = ROOT / "notebooks"
 GLOSSARY, INDEX = PAGES / "glossary.md", PAGES / "index_of_concepts.md"
 NOTEBOOKS = {path.name[:2]: path for path in sorted(PAGES.glob("[0-9][0-9]_*.ipynb"))}
 LAST_NOTEBOOK = 22
@@ -66,6 +69,36 @@ def words(path: Path) -> str:
             shown = output.get("data", {})
             texts += [output.get("text", ""), shown.get("text/plain", ""), shown.get("text/html", "")]
     return "\n".join(texts)
+
+
+def test_the_front_page_lists_every_notebook():
+    """Title, question and minutes as the notebook states them; the exercises' minutes as their units do."""
+    practice = {unit.number: sum(each.minutes for each in unit.exercises) for unit in sources.units(ROOT)}
+    expected = []
+    for path in NOTEBOOKS.values():
+        first = nbformat.read(path, as_version=4).cells[0].source
+        title, question, minutes = re.match(
+            r"# (.+)\n\n\*\*([^*]+\?)\*\*.*?\n\n(\d+) minutes", first, re.DOTALL
+        ).groups()
+        exercises = practice.get(int(path.name[:2]))
+        if exercises:
+            assert f"{minutes} minutes to read, {exercises} for the exercises" in " ".join(first.split()), (
+                path
+            )
+        link = f"[{title}](notebooks/{path.name})"
+        expected.append([link, " ".join(question.split()), minutes, str(exercises or "")])
+    assert [row for row in table_rows(read(ROOT / "README.md")) if "(notebooks/" in row[0]] == expected
+
+
+def test_the_course_map_names_every_notebook():
+    """The picture of the front page, and the table of notebook 00."""
+    picture = viz.course_map()
+    assert f"![{picture.alt}](notebooks/course_map.png)" in read(ROOT / "README.md")
+    drawn = " ".join(text.get_text() for text in picture.figure.axes[0].texts)
+    listed = words(NOTEBOOKS["00"])
+    for number, path in NOTEBOOKS.items():
+        assert number == "00" or f"]({path.name})" in listed, path
+        assert number in ("00", "01") or re.search(rf"\b{number}\b", drawn), number
 
 
 def says(text: str, name: str) -> bool:
