@@ -95,8 +95,8 @@ def _(x, attention, mlp, norm_1, norm_2):
         "You normalise the stream after each addition: the block of the first "
         "transformer, not of a decoder today."
     ),
-    "The stream is no longer a plain sum, so gradients change in size from block to block, and weights trained "
-    "with pre-norm give noise.",
+    "The stream is no longer a plain sum, so gradients change in size from block to block, and weights "
+    "trained with pre-norm give noise.",
     "notebook 13, The residual stream",
 )
 def _(x, attention, mlp, norm_1, norm_2):
