@@ -12,9 +12,7 @@ from typing import Annotated
 
 import torch
 import typer
-from rich.console import Console
 from rich.markup import escape
-from rich.progress import Progress
 from rich.table import Table
 
 from minilm import (
@@ -27,9 +25,11 @@ from minilm import (
     families,
     finetune,
     parity,
+    parity_command,
     train,
 )
 from minilm.cache import DynamicCache
+from minilm.command_line import console, say
 from minilm.config import RopeConfig
 from minilm.fetch import download_gguf, fetch_smollm2
 from minilm.generate import generate
@@ -39,13 +39,9 @@ from minilm.tokenizer import Tokenizer, load_tokenizer
 app = command_line.make_app(
     "A modern decoder language model, written to be read, that computes what transformers computes."
 )
-console = Console()
 
 QUESTION = "What is the capital of France?"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# What fused fp32 attention, which sums in another order, may move a logit by; eager must give 0.
-FP32_LIMIT = 2e-5
-USUAL_LOGIT = 8.0  # the size of logits for which that holds; rounding grows with them, as in trained models
 
 Source = Annotated[str, typer.Argument(help="A directory, a Hub name, a .gguf file, or smollm2.")]
 Backend = Annotated[str, typer.Option(help=f"How attention is computed: {', '.join(backends.NAMES)}.")]
@@ -93,8 +89,8 @@ def run(
     """
     trained = [parity.compare(name) for name in checkpoint.shipped()]
     steps = itertools.chain(parity.compare_families(families.FAMILIES), *trained)
-    total = count_cases([*families.FAMILIES, *checkpoint.shipped()])
-    exact = print_results(show_progress(steps, "comparing", total))
+    total = parity_command.count_cases([*families.FAMILIES, *checkpoint.shipped()])
+    exact = parity_command.print_results(parity_command.show_progress(steps, "comparing", total))
     for name in checkpoint.shipped():
         let_write(name)
     try:
@@ -118,11 +114,6 @@ def let_write(name: str) -> None:
     prompt = card.example_prompt(checkpoint.resolve(name))
     written = card.continuation(model, tokenizer, prompt, 48)
     console.print(f"\n[bold]{name}[/] writes\n[dim]{escape(prompt)}[/]{escape(written)}", highlight=False)
-
-
-def say(text: str) -> None:
-    """Print a line as it is, however long, whatever stands in it."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def ask_smollm2(question: str) -> None:
@@ -173,109 +164,7 @@ def rate(decode, count: int = 24) -> float:
     return count / (times[1] - times[0])
 
 
-@app.command(name="parity")
-def compare(
-    sources: Annotated[
-        list[str] | None, typer.Argument(help="Checkpoints; by default a small one per family.")
-    ] = None,
-    trace: Annotated[bool, typer.Option("--trace", help="Compare operation by operation.")] = False,
-    dtype: Annotated[list[str] | None, typer.Option(help="fp32 or bf16; both by default.")] = None,
-    backend: Annotated[
-        list[str] | None,
-        typer.Option(help=f"{', '.join(backends.NAMES)}; {' and '.join(parity.BACKENDS)} by default."),
-    ] = None,
-    tolerance: Annotated[float, typer.Option(help="With --trace: smaller differences do not count.")] = 0.0,
-) -> None:
-    """Compare checkpoints with transformers. Exit code 1 where they differ by more than rounding."""
-    dtypes = compared_dtypes(dtype)
-    if trace:
-        agree = [
-            trace_operations(source, name, tolerance) for source in sources or ["smollm2"] for name in dtypes
-        ]
-        raise typer.Exit(0 if all(agree) else 1)
-    chosen = {"dtypes": dtypes, "backend_names": backend or parity.BACKENDS}
-    for name in chosen["backend_names"]:
-        backends.select(name)
-    if sources:
-        steps = (result for source in sources for result in parity.compare(source, **chosen))
-    else:
-        steps = parity.compare_families(families.FAMILIES, **chosen)
-    total = count_cases(sources or families.FAMILIES, *(len(names) for names in chosen.values()))
-    results = show_progress(steps, "comparing", total)
-    raise typer.Exit(0 if print_results(results) else 1)
-
-
-def compared_dtypes(names: list[str] | None) -> list[str]:
-    """The dtypes that options name, if transformers' results are to be had in them; all by default."""
-    unknown = set(names or ()) - set(parity.DTYPES)
-    if unknown:
-        raise ValueError(
-            f"dtype {unknown.pop()!r} cannot be compared; choose from {', '.join(parity.DTYPES)}"
-        )
-    return names or list(parity.DTYPES)
-
-
-def trace_operations(source: str, dtype: str, tolerance: float) -> bool:
-    """Print the first operation that diverges, and those after it; say whether none does."""
-    directory = parity.directory_of(source)
-    model = checkpoint.load(directory, dtype=parity.DTYPES[dtype])
-    reference = parity.load_reference(directory, parity.DTYPES[dtype])
-    input_ids = parity.make_batch(model.config.vocab_size, "none", rows=1).input_ids
-    ours = parity.trace_ours(model, input_ids)
-    theirs = parity.trace_reference(reference, model, input_ids)
-    divergence = parity.first_divergence(ours, theirs, tolerance)
-    title = f"{source}, {dtype}, {input_ids.shape[1]} tokens:"
-    if divergence is None:
-        equal = "bit for bit" if tolerance == 0 else f"within {tolerance:g}"
-        say(f"{title} all {len(ours)} operations agree {equal}")
-        return True
-    say(f"{title} {divergence}")
-    table = Table("operation", "largest difference")
-    following = itertools.islice(
-        parity.operation_differences(ours, theirs), divergence.equal_before, divergence.equal_before + 12
-    )
-    for name, difference, _ in following:
-        table.add_row(name, f"{difference:.3g}")
-    console.print(table)
-    return False
-
-
-def count_cases(
-    models: Iterable[str], dtypes: int = len(parity.DTYPES), backend_names: int = len(parity.BACKENDS)
-) -> int:
-    """How many comparisons a table of these models takes."""
-    return len(list(models)) * dtypes * len(parity.CACHES) * len(parity.PADDINGS) * backend_names
-
-
-def show_progress(steps: Iterable, label: str, total: int) -> list:
-    """Collect what comes, with a bar while it comes."""
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        return list(progress.track(steps, total=total, description=label))
-
-
-def print_results(results: list[parity.Result]) -> bool:
-    """The table and its verdict: whether eager is exact, and the other backends in fp32 within rounding."""
-    console.print(parity.as_table(results))
-    verdicts = {}
-    for item in results:
-        backend, dtype = item.case.backend, item.case.dtype
-        if backend == "eager":
-            fits = item.difference == 0 and item.tokens_agree
-        elif dtype == "fp32":
-            fits = item.difference <= FP32_LIMIT * max(1.0, item.largest / USUAL_LOGIT)
-        else:
-            continue
-        verdicts[backend] = verdicts.get(backend, True) and fits
-    for backend, fits in verdicts.items():
-        claim = (
-            "equal to transformers bit for bit"
-            if backend == "eager"
-            else f"within {FP32_LIMIT:g} in fp32 (logits of up to {USUAL_LOGIT:g}; in proportion beyond)"
-        )
-        say(f"{backend}: {claim}" if fits else f"{backend}: NOT {claim}")
-    if any(item.case.dtype == "bf16" and item.case.backend != "eager" for item in results):
-        say("In bf16 fused kernels round less often than eager, so near-ties can fall the other way.")
-    return all(verdicts.values())
+app.command(name="parity")(parity_command.compare)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -298,7 +187,7 @@ def measure_speed(
     ),
 ) -> None:
     """Measure speed and memory beside transformers', and llama.cpp's where llama-cpp-python is installed."""
-    dtypes = {name: parity.DTYPES[name] for name in compared_dtypes(dtype)}
+    dtypes = {name: parity.DTYPES[name] for name in parity_command.compared_dtypes(dtype)}
     directory = fetch_smollm2(say) if source == "smollm2" else parity.directory_of(source)
     if threads is not None:
         torch.set_num_threads(threads)

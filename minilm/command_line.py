@@ -6,6 +6,13 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+console = Console()
+
+
+def say(text: str) -> None:
+    """Print a line as it is, however long, whatever stands in it."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
 
 def make_app(purpose: str) -> typer.Typer:
     """An app that shows its help when it is called without a command."""

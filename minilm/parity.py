@@ -11,13 +11,12 @@ import math
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
 import torch
-from rich.table import Table
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -34,6 +33,9 @@ PADDINGS = ("none", "left", "right")
 CACHES = ("none", "chunks", "steps")
 BACKENDS = ("eager", "sdpa")  # what a table shows by default; three do not fit into 80 columns
 NEW_TOKENS = 16  # how far greedy decoding is compared
+# What fused fp32 attention, which sums in another order, may move a logit by; eager must give 0.
+FP32_LIMIT = 2e-5
+USUAL_LOGIT = 8.0  # the size of logits for which that holds; rounding grows with them, as in trained models
 VISIBLE = -1e30  # scores below this are masked; how far below is each implementation's own choice
 
 # ------------------------------------------------------------------------------------------------------------
@@ -124,6 +126,11 @@ class Result:
     largest: float = 0.0  # the largest logit, which rounding grows with
 
 
+def rounding(largest: float) -> float:
+    """How far fused fp32 attention may be off where the largest logit is so large."""
+    return FP32_LIMIT * max(1.0, largest / USUAL_LOGIT)
+
+
 @dataclass(frozen=True)
 class Batch:
     """Token ids with their padding mask; positions count the real tokens of each row."""
@@ -148,8 +155,10 @@ def make_batch(vocab_size: int, padding: str, length: int = 17, rows: int = 3, s
     return Batch(ids, mask)
 
 
-def pieces(cache: str, length: int) -> list[tuple[int, int]]:
-    """Where the text is cut for each way of using a cache."""
+def pieces(cache: str | Sequence[int], length: int) -> list[tuple[int, int]]:
+    """From where to where each piece of a text goes, for a way of using a cache, or for places to cut at."""
+    if not isinstance(cache, str):
+        return list(itertools.pairwise([0, *cache, length]))
     if cache == "none":
         return [(0, length)]
     if cache == "steps":
@@ -159,8 +168,8 @@ def pieces(cache: str, length: int) -> list[tuple[int, int]]:
 
 
 @torch.no_grad()
-def run_reference(reference: nn.Module, batch: Batch, cache: str) -> Tensor:
-    """The reference's logits for a batch, computed in pieces with its own cache."""
+def run_reference(reference: nn.Module, batch: Batch, cache: str | Sequence[int]) -> Tensor:
+    """The reference's logits for a batch, computed in pieces with its own cache; see pieces()."""
     from transformers import DynamicCache as ReferenceCache
 
     padded = not bool(batch.mask.all())
@@ -179,10 +188,16 @@ def run_reference(reference: nn.Module, batch: Batch, cache: str) -> Tensor:
 
 
 @torch.no_grad()
-def run_ours(model: CausalLM, batch: Batch, cache: str) -> Tensor:
-    """Our logits for the same batch; positions are left to the model."""
+def run_ours(
+    model: CausalLM, batch: Batch, cache: str | Sequence[int], state: DynamicCache | None = None
+) -> Tensor:
+    """Our logits for the same batch; positions are left to the model.
+
+    state: an empty cache, where it is not to be the usual one.
+    """
     mask = None if bool(batch.mask.all()) else batch.mask
-    state = None if cache == "none" else DynamicCache(model.config)
+    if cache != "none" and state is None:
+        state = DynamicCache(model.config)
     logits = []
     for start, end in pieces(cache, batch.input_ids.shape[1]):
         part = None if mask is None else mask[:, :end]
@@ -253,45 +268,6 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-def as_table(results: Iterable[Result]) -> Table:
-    """Largest difference of a logit: a row per model, dtype and padding, a column per backend and cache."""
-    cells: dict[tuple, Result] = {}
-    for result in results:
-        case = result.case
-        cells[result.name, case.dtype, case.padding, case.backend, case.cache] = result
-    columns = sorted(
-        dict.fromkeys(key[3:] for key in cells), key=lambda column: backends.NAMES.index(column[0])
-    )
-
-    title = "largest difference of a logit from transformers, at real tokens"
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0))  # for 80 columns
-    table.add_column("model", overflow="fold")  # a path may be long; everything else keeps its width
-    for heading in ("dtype", "pad"):
-        table.add_column(heading, no_wrap=True)
-    for backend, cache in columns:
-        label = {"none": "1 shot", "chunks": "chunks", "steps": "steps"}[cache]
-        table.add_column(f"{backend}\n{label}", justify="right", no_wrap=True)
-    table.add_column("greedy\ntokens", no_wrap=True)
-    previous = None
-    for row in dict.fromkeys(key[:3] for key in cells):
-        found = [cells[(*row, *column)] for column in columns]
-        if previous not in (None, row[0]):
-            table.add_section()
-        shown = ["" if previous == row[0] else row[0], *row[1:]]
-        differing = {item.case.backend for item in found if not item.tokens_agree}
-        agreeing = [
-            backend for backend in dict.fromkeys(column[0] for column in columns) if backend not in differing
-        ]
-        verdict = "yes" if not differing else " ".join(agreeing) + " only" if agreeing else "no"
-        table.add_row(*shown, *(_number(item.difference) for item in found), verdict)
-        previous = row[0]
-    return table
-
-
-def _number(difference: float) -> str:
-    return "0" if difference == 0 else f"{difference:.0e}" if difference < 1e-3 else f"{difference:.2g}"
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from test_checkpoint import write_gguf
 from torch.utils.flop_counter import FlopCounterMode
 
 import minilm
-from minilm import CausalLM, checkpoint, describe, families, fetch, parity, rope
+from minilm import CausalLM, checkpoint, describe, families, fetch, parity, parity_command, rope
 from minilm import __main__ as cli
 from minilm.families import FAMILIES, get_family
 
@@ -305,7 +305,7 @@ def test_rounding_grows_with_the_logits(capsys):
     """3e-5 is too much for logits of 8, and no more than rounding for logits of 16; eager must give 0."""
     for backend, largest, fits in (("sdpa", 8.0, False), ("sdpa", 16.0, True), ("eager", 16.0, False)):
         case = parity.Case("fp32", backend, "none", "none")
-        assert cli.print_results([parity.Result("model", case, 3e-5, True, largest)]) == fits
+        assert parity_command.print_results([parity.Result("model", case, 3e-5, True, largest)]) == fits
 
 
 def test_parity_trace(minilm_command, bare_model, monkeypatch):

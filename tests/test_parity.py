@@ -10,7 +10,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import minilm
-from minilm import attention, backends, masks, mlp, norm, parity, rope
+from minilm import attention, backends, masks, mlp, norm, parity, parity_command, rope
 from minilm.families import FAMILIES, get_family
 from minilm.parity import Case, Result
 
@@ -196,7 +196,7 @@ def test_small_models_run_on_one_thread():
 def render(results: list[Result]) -> str:
     """The table as a screen of 80 columns shows it."""
     screen = io.StringIO()
-    Console(file=screen, width=80).print(parity.as_table(results))
+    Console(file=screen, width=80).print(parity_command.as_table(results))
     return screen.getvalue()
 
 
