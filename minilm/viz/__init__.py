@@ -57,6 +57,14 @@ from minilm.viz.masks import (
 from minilm.viz.packing import batch_fill, compare_packed, packed_maps, unpadding
 from minilm.viz.picture import Picture, explore, heat_map, subplots
 from minilm.viz.rotary import clocks, partners, score_by_distance, score_tables, turning_pair
+from minilm.viz.tasks import (
+    accuracy_bars,
+    answers_along,
+    answers_by_task,
+    compare_heads,
+    pooled_rows,
+    span_scores,
+)
 from minilm.viz.tiles import (
     Traffic,
     alignments,
@@ -73,9 +81,12 @@ __all__ = [
     "Picture",
     "Table",
     "Traffic",
+    "accuracy_bars",
     "alignments",
     "angles_by_position",
     "angles_met",
+    "answers_along",
+    "answers_by_task",
     "attention_maps",
     "batch_fill",
     "bends",
@@ -86,6 +97,7 @@ __all__ = [
     "coloured_text",
     "compare_backends",
     "compare_caches",
+    "compare_heads",
     "compare_packed",
     "compare_part",
     "compare_scalings",
@@ -117,6 +129,7 @@ __all__ = [
     "partners",
     "perplexity_by_position",
     "piece_rows",
+    "pooled_rows",
     "reference_of",
     "reordered",
     "root_mean_square",
@@ -132,6 +145,7 @@ __all__ = [
     "slowdowns",
     "soft_lookup",
     "softmax_errors",
+    "span_scores",
     "spread_of_change",
     "stream_sizes",
     "streams",
