@@ -54,6 +54,7 @@ from minilm.viz.masks import (
     spread_of_change,
     windows_by_layer,
 )
+from minilm.viz.memories import block_with_memory, compare_memories, filled_once, reading_maps
 from minilm.viz.packing import batch_fill, compare_packed, packed_maps, unpadding
 from minilm.viz.picture import Picture, explore, heat_map, subplots
 from minilm.viz.rotary import clocks, partners, score_by_distance, score_tables, turning_pair
@@ -79,6 +80,7 @@ __all__ = [
     "attention_maps",
     "batch_fill",
     "bends",
+    "block_with_memory",
     "bytes_read",
     "cache_bars",
     "clocks",
@@ -86,6 +88,7 @@ __all__ = [
     "coloured_text",
     "compare_backends",
     "compare_caches",
+    "compare_memories",
     "compare_packed",
     "compare_part",
     "compare_scalings",
@@ -95,6 +98,7 @@ __all__ = [
     "differences",
     "explore",
     "feature_rows",
+    "filled_once",
     "filling",
     "float_bits",
     "gate_planes",
@@ -117,6 +121,7 @@ __all__ = [
     "partners",
     "perplexity_by_position",
     "piece_rows",
+    "reading_maps",
     "reference_of",
     "reordered",
     "root_mean_square",
