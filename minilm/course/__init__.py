@@ -3,7 +3,7 @@
 In a notebook: `from minilm import course`, then `course.check("5.4")`, `course.hint("5.4")`, ….
 """
 
-from minilm.course.api import check, exercises, hint, reset, solution, status
+from minilm.course.api import assemble, check, exercises, hint, reset, solution, status
 from minilm.course.swapping import swap
 
-__all__ = ["check", "exercises", "hint", "reset", "solution", "status", "swap"]
+__all__ = ["assemble", "check", "exercises", "hint", "reset", "solution", "status", "swap"]

@@ -72,6 +72,7 @@ def execute(path: Path) -> Iterator[tuple[int, int]]:
         kernel_name="python3",
         record_timing=False,
         timeout=300,
+        coalesce_streams=True,  # what is printed bit by bit is one text
         resources={"metadata": {"path": str(path.parent)}},
     )
     with client.setup_kernel():
