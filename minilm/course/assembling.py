@@ -82,7 +82,10 @@ class Outcome:
         ]
         found = [table.Table(["unit", "yours", "the package's", "calls of yours"], rows)]
         if self.results:
-            cells = [[*key, *(words for words, _ in row)] for key, row in parity_rows(self.results)]
+            cells = [
+                [*key, *(words + " ✘" * too_far for words, too_far in row)]
+                for key, row in parity_rows(self.results)
+            ]
             found.append(table.Table(["model", "dtype", *GROUPS], cells))
         return found
 
@@ -91,7 +94,7 @@ class Outcome:
         """All that is to be said besides the tables."""
         if not any(part.swapped for part in self.parts):
             return [NOTHING]
-        told = [f"differences from the package's own functions: {rounding_words(self.results)}"]
+        told = [f"allowed differences: {rounding_words(self.results)}"] if self.results else []
         for line in self.failures:
             told += failure_lines(line, self.parts)
         told += [f"stopped: {self.accident}"] * (self.accident is not None)
