@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from minilm import command_line
-from minilm.course import api, assemble, grade, notebooks, progress, show, sources
+from minilm.course import api, assembling, grade, notebooks, progress, show, sources
 from minilm.course.spec import Exercise
 
 app = command_line.make_app("Checks your answers to the exercises, and says what went wrong.")
@@ -128,7 +128,24 @@ def list_exercises() -> None:
     console.print(table)
 
 
-app.command(name="assemble")(assemble.command)
+@app.command()
+def assemble(
+    folder: Folder = None,
+    seed: Annotated[int, typer.Option(help="Of the inputs on which the parts are checked first.")] = 0,
+    failed: Annotated[
+        bool, typer.Option("--failed", help="Swap in what fails its check as well, to see what it does.")
+    ] = False,
+    small: Annotated[
+        bool, typer.Option("--small", help="Small random models alone: one minute instead of several.")
+    ] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Try everything just once: half a minute.")] = False,
+) -> None:
+    """Build the model from your own parts, and see whether it still is the same model. Exit code 1 if not."""
+    size = "quick" if quick else "small" if small else "all"
+    with console.status("checking your parts, and running models with them", spinner="line"):
+        outcome = api.assemble(folder, size, failed, seed)
+    assembling.tell(outcome)
+    raise typer.Exit(1 if outcome.failed else 0)
 
 
 @app.command()

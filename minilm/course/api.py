@@ -1,10 +1,11 @@
-"""What the command line and notebooks both do with exercises: check, hint, status, solution, reset."""
+"""What the command line and notebooks both do: check, hint, status, solution, reset, assemble."""
 
 import difflib
 import secrets
 from pathlib import Path
 
-from minilm.course import progress, sandbox, sources
+from minilm.course import assembling, progress, sandbox, sources
+from minilm.course.assembling import Outcome, Size
 from minilm.course.show import Reports, Status, UnitStatus
 from minilm.course.spec import Exercise
 from minilm.table import Table
@@ -127,3 +128,17 @@ def status(folder: str | Path | None = None) -> Status:
         title = unit.module.split("_", 1)[1].replace("_", " ")
         units.append(UnitStatus(unit.number, title, states, sum(e.minutes for e in pending)))
     return Status(units, following)
+
+
+def assemble(
+    folder: str | Path | None = None, size: Size = "all", failed: bool = False, seed: int = 0
+) -> Outcome:
+    """Put the parts that pass their checks into models, and see whether these are still the same models.
+
+    folder: whose answers; exercises/ by default.
+    size:   "quick" tries everything once on small random models (half a minute); "small" takes every such
+            model and dtype, "all" the trained models too.
+    failed: swap in what fails its check as well, to see what it does to a model.
+    seed:   of the inputs on which the parts are checked first.
+    """
+    return assembling.assemble(sources.repository(), answers_folder(folder), seed, failed, size)

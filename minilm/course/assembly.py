@@ -1,7 +1,7 @@
-"""The process in which a learner's parts run inside the package; assemble.py reads what it writes.
+"""The process in which a learner's parts run inside the package; assembling.py reads what it writes.
 
-Called as python -m minilm.course.assembly ROOT FOLDER RESULTS SIZE NUMBER…; SIZE is "small" or "all". It
-appends lines of JSON to the file RESULTS, each with a "kind": doing, result, failure, text or calls.
+Called as python -m minilm.course.assembly ROOT FOLDER RESULTS SIZE NUMBER…; SIZE as in assembling.py.
+It appends lines of JSON to the file RESULTS, each with a "kind": doing, result, failure, text or calls.
 """
 
 import json
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from minilm import card, checkpoint, flash, parity
 from minilm.course import seams, sources, trials
-from minilm.course.assemble import has_smollm2
+from minilm.course.assembling import has_smollm2, load_parts
 from minilm.course.swapping import swap
 from minilm.course.worker import limit_memory
 from minilm.families import FAMILIES
@@ -182,13 +182,25 @@ def largest_seen(result: Tensor) -> float:
 # Models
 
 
-def small_models() -> Iterator[tuple[str, str, TaskModel, tuple[str, ...]]]:
-    """A random model of each family, and of each structure that no family has, for each task and dtype."""
+ALWAYS = (
+    "cached",
+    "flash",
+)  # no model is spared these: all parts of each are at work in them
+
+
+def small_models(quick: bool = False) -> Iterator[tuple[str, str, TaskModel, tuple[str, ...]]]:
+    """A random model of each family, and of each structure that no family has, for each task and dtype.
+
+    quick: in fp32 alone, and all but a few trials on the first model that they are for.
+    """
+    done: set[str] = set()
     for name in (*FAMILIES, *trials.VARIANTS):
-        for dtype_name, dtype in parity.DTYPES.items():
+        for dtype_name, dtype in list(parity.DTYPES.items())[: 1 if quick else None]:
             for task in dict.fromkeys(each.task for each in trials.TRIALS.values()):
                 names = tuple(key for key, each in trials.TRIALS.items()
-                              if each.task == task and name in (each.models or FAMILIES))  # fmt: skip
+                              if each.task == task and name in (each.models or FAMILIES)
+                              and not (quick and key in done))  # fmt: skip
+                done |= set(names) - set(ALWAYS)
                 if names:
                     yield f"small {name}", dtype_name, trials.random_model(name, dtype, task), names
 
@@ -242,16 +254,6 @@ def write_text(assembly: Assembly, source: str) -> None:
     assembly.write(line)
 
 
-def load_parts(root: Path, folder: Path, numbers: list[str]) -> Parts:
-    """The learner's functions."""
-    modules = {
-        exercise.number: exercise.module for unit in sources.units(root) for exercise in unit.exercises
-    }
-    files = {module: sources.load_file(folder / f"{module}.py", f"learner_{module}")
-             for module in sorted({modules[number] for number in numbers})}  # fmt: skip
-    return {number: getattr(files[modules[number]], seams.find(number).name) for number in numbers}
-
-
 def main() -> None:
     root, folder, results, size, *numbers = sys.argv[1:]
     torch.set_num_threads(1)
@@ -262,9 +264,10 @@ def main() -> None:
             file.write(json.dumps(line) + "\n")
 
     Path(results).touch()  # from here on a learner's code runs
-    parts = load_parts(Path(root), Path(folder), numbers)
+    every = [exercise for unit in sources.units(Path(root)) for exercise in unit.exercises]
+    parts = load_parts(Path(folder), [each for each in every if each.number in numbers])
     assembly = Assembly(make_rounds(parts), write, dict.fromkeys(numbers, 0))
-    for name, dtype, model, names in small_models():
+    for name, dtype, model, names in small_models(quick=size == "quick"):
         try_model(assembly, name, model, names, dtype)
     if size == "all":
         trained = [*checkpoint.shipped(), *(["smollm2"] if has_smollm2() else [])]

@@ -19,7 +19,7 @@ class Seam:
 
     target: the module of minilm and what in it is replaced, as "norm:rms_norm" or "model:Block.forward".
     where:  when it is at work.
-    trials: the checks of assemble.py in which it is at work.
+    trials: the checks of assembly.py in which it is at work.
     covers: exercises that are not called while this one is swapped in, since it does their work itself.
     """
 

@@ -68,6 +68,7 @@ from minilm.viz.masks import (
     spread_of_change,
     windows_by_layer,
 )
+from minilm.viz.memories import block_with_memory, compare_memories, filled_once, reading_maps
 from minilm.viz.packing import batch_fill, compare_packed, packed_maps, unpadding
 from minilm.viz.picture import Picture, explore, heat_map, subplots
 from minilm.viz.rotary import clocks, partners, score_by_distance, score_tables, turning_pair
@@ -117,6 +118,7 @@ __all__ = [
     "bends",
     "block_levels",
     "block_shapes",
+    "block_with_memory",
     "bytes_read",
     "cache_bars",
     "clocks",
@@ -126,6 +128,7 @@ __all__ = [
     "compare_caches",
     "compare_generation",
     "compare_heads",
+    "compare_memories",
     "compare_packed",
     "compare_part",
     "compare_scalings",
@@ -140,6 +143,7 @@ __all__ = [
     "explore",
     "feature_rows",
     "file_map",
+    "filled_once",
     "filling",
     "first_bytes",
     "float_bits",
@@ -173,6 +177,7 @@ __all__ = [
     "perplexity_by_position",
     "piece_rows",
     "pooled_rows",
+    "reading_maps",
     "reference_of",
     "reordered",
     "result_map",

@@ -9,8 +9,8 @@ import jaxtyping
 import pytest
 import torch
 
-from minilm import attention, checkpoint, compiled, cross_attention, generate, norm
-from minilm.course import assemble, assembly, hidden, sandbox, seams, sources, trials
+from minilm import attention, checkpoint, compiled, course, cross_attention, generate, norm
+from minilm.course import assembling, assembly, hidden, sandbox, seams, sources, trials
 from minilm.course.swapping import swap
 from minilm.families import FAMILIES
 
@@ -277,19 +277,41 @@ def test_a_folder_is_assembled(tmp_path, capsys):
     """One unit is solved, one of its parts is spoiled, and all other files are missing."""
     text = (ROOT / "solutions" / "ex08_grouped_queries.py").read_text()
     (tmp_path / "ex08_grouped_queries.py").write_text(text.replace("scores.softmax", "(2 * scores).softmax"))
-    outcome = assemble.assemble(ROOT, tmp_path, small=True)
+    outcome = assembling.assemble(ROOT, tmp_path, size="small")
     parts = {part.number: part for part in outcome.parts}
     assert [number for number, part in parts.items() if part.swapped] == ["8.1"] and parts["8.1"].calls > 0
     assert outcome.results and not outcome.failed and not outcome.texts
-    assemble.tell(outcome, small=True)
+    assembling.tell(outcome)
     told = " ".join(capsys.readouterr().out.split())
-    assert "1 parts are yours" in told and "does not pass its check" in told
+    for text in (told, repr(outcome), outcome._repr_html_()):
+        assert "1 parts are yours" in text and "does not pass its check" in text
+    assert list(outcome.load()) == ["8.1"]
+
+
+def test_quickly_every_part_is_at_work():
+    """In the notebooks' form too: no part of the solutions is left out of the few trials."""
+    outcome = course.assemble(ROOT / "solutions", size="quick")
+    assert not outcome.failed and all(part.calls for part in outcome.parts if part.swapped)
+    assert (
+        set(outcome.load())
+        == {seam.number for seam in seams.SEAMS}
+        == {part.number for part in outcome.parts if part.swapped}
+    )
+    units, models = outcome.tables
+    assert len(units.rows) == len(sources.units(ROOT))
+    assert {row[0] for row in models.rows} == {f"small {name}" for name in SMALL}
+
+
+def test_a_size_that_does_not_exist_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="size is 'tiny'; it must be one of 'quick', 'small', 'all'"):
+        course.assemble(tmp_path, size="tiny")
 
 
 def test_nothing_to_assemble(tmp_path, monkeypatch):
     monkeypatch.setattr(sandbox, "run", lambda *args: [])
-    outcome = assemble.assemble(ROOT, tmp_path)
+    outcome = assembling.assemble(ROOT, tmp_path)
     assert outcome.failed and not outcome.results
+    assert assembling.NOTHING in repr(outcome) and assembling.NOTHING in outcome._repr_html_()
 
 
 @pytest.mark.parametrize(
