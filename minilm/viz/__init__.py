@@ -45,6 +45,7 @@ from minilm.viz.contexts import (
     slowdowns,
 )
 from minilm.viz.decoder import decoder_map
+from minilm.viz.devices import bytes_per_device, cut_matrices, messages, sum_times
 from minilm.viz.losses import losses_by_position, token_losses
 from minilm.viz.masks import (
     MaskGrid,
@@ -79,6 +80,7 @@ __all__ = [
     "attention_maps",
     "batch_fill",
     "bends",
+    "bytes_per_device",
     "bytes_read",
     "cache_bars",
     "clocks",
@@ -90,6 +92,7 @@ __all__ = [
     "compare_part",
     "compare_scalings",
     "curves",
+    "cut_matrices",
     "damage_by_position",
     "decoder_map",
     "differences",
@@ -107,6 +110,7 @@ __all__ = [
     "mask_and_weights",
     "mask_grids",
     "memory_paths",
+    "messages",
     "nan_by_layer",
     "neuron_values",
     "neurons_at_work",
@@ -136,6 +140,7 @@ __all__ = [
     "stream_sizes",
     "streams",
     "subplots",
+    "sum_times",
     "tiles_visited",
     "token_labels",
     "token_losses",
