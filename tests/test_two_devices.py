@@ -127,7 +127,7 @@ def test_messages_are_counted():
     """On the way there and on the way back."""
     one = {"operation": "all-reduce", "phase": "forward", "module": "decoder.layers.0.mlp", "bytes": 1024}
     picture = viz.messages({"here": [one, one, one | {"phase": "backward"}]})
-    assert "here: 2 forward and 1 backward, all-reduce" in picture.alt
+    assert "here: 2 on the way forward and 1 back, all-reduce" in picture.alt
     labels = [text.get_text() for text in picture.figure.axes[0].get_xticklabels()]
     assert labels == ["0 mlp", "0 mlp"]
 
