@@ -132,7 +132,7 @@ def forward(model: minilm.CausalLM, rows: Tensor) -> None:
 def distance(found: Tensor, expected: Tensor) -> float:
     """The largest difference, as a part of the largest number that is expected."""
     found, expected = parallel.whole(found).float(), expected.float()
-    return ((found - expected).abs().max() / expected.abs().max()).item()
+    return ((found - expected).abs().max() / expected.abs().max().clamp_min(1e-30)).item()
 
 
 def largest(value: float, device: torch.device) -> float:
