@@ -57,6 +57,7 @@ from minilm.viz.contexts import (
     slowdowns,
 )
 from minilm.viz.decoder import course_map, decoder_map
+from minilm.viz.devices import bytes_per_device, cut_matrices, messages, sum_times
 from minilm.viz.files import block_levels, file_map, first_bytes, result_map, row_origins
 from minilm.viz.generation import beam_tree, compare_generation, cut_off, growing_batch, next_token_bars
 from minilm.viz.losses import losses_by_position, token_losses
@@ -119,6 +120,7 @@ __all__ = [
     "block_levels",
     "block_shapes",
     "block_with_memory",
+    "bytes_per_device",
     "bytes_read",
     "cache_bars",
     "clocks",
@@ -135,6 +137,7 @@ __all__ = [
     "compare_training",
     "course_map",
     "curves",
+    "cut_matrices",
     "cut_off",
     "damage_by_position",
     "decoder_map",
@@ -161,6 +164,7 @@ __all__ = [
     "mask_grids",
     "memory_by_depth",
     "memory_paths",
+    "messages",
     "nan_by_layer",
     "neuron_values",
     "neurons_at_work",
@@ -203,6 +207,7 @@ __all__ = [
     "stream_sizes",
     "streams",
     "subplots",
+    "sum_times",
     "tiles_visited",
     "token_labels",
     "token_losses",
