@@ -3,15 +3,8 @@
 In a notebook: `from minilm import course`, then `course.check("5.4")`, `course.hint("5.4")`, ….
 """
 
-<<<<<<< HEAD
-from minilm.course.api import check, exercises, hint, reset, solution, status
+from minilm.course.api import assemble, check, exercises, hint, reset, solution, status
 from minilm.course.lab import Lab
 from minilm.course.swapping import swap
 
-__all__ = ["Lab", "check", "exercises", "hint", "reset", "solution", "status", "swap"]
-=======
-from minilm.course.api import assemble, check, exercises, hint, reset, solution, status
-from minilm.course.swapping import swap
-
-__all__ = ["assemble", "check", "exercises", "hint", "reset", "solution", "status", "swap"]
->>>>>>> nb-p
+__all__ = ["Lab", "assemble", "check", "exercises", "hint", "reset", "solution", "status", "swap"]

@@ -72,11 +72,7 @@ def execute(path: Path) -> Iterator[tuple[int, int]]:
         kernel_name="python3",
         record_timing=False,
         timeout=300,
-<<<<<<< HEAD
         coalesce_streams=True,  # what is printed piece by piece is one text, wherever the kernel flushed it
-=======
-        coalesce_streams=True,  # what is printed bit by bit is one text
->>>>>>> nb-p
         resources={"metadata": {"path": str(path.parent)}},
     )
     with client.setup_kernel():
