@@ -134,7 +134,7 @@ class SlidingLayer(DynamicLayer):
 
     def update(self, key: Heads, value: Heads) -> tuple[AllHeads, AllHeads]:
         if self.buffers is None:
-            self.buffers = key, value
+            self.buffers = key.contiguous(), value.contiguous()  # a view would keep all of q, k and v
         else:
             check_fits(self.buffers[0], key)
             stored, first = self.kept(self.length), self.buffers[0].shape[2] - self.kept(self.length)
