@@ -8,21 +8,26 @@ token to token, so that reading the prompt is not part of it.
 import dataclasses
 import functools
 import gc
+import itertools
 import json
+import math
+import os
 import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 from minilm import checkpoint, parity
+from minilm.config import ModelConfig
 from minilm.generate import generate
 from minilm.heads import CausalLM
 from minilm.linear import fast_linear
@@ -30,7 +35,11 @@ from minilm.linear import fast_linear
 REFERENCE = "transformers"
 PROMPT, STEPS = 32, 32  # tokens read, and then tokens timed, in each round of decoding
 CONTEXTS = (64, 512, 1024, 2048)
+SHORTEST = 1e-3  # seconds: what is shorter is called several times between two looks at the clock
 RAGGED = (32, 101, 170, 238, 307, 375, 444, 512)  # prompts of very different length in one batch
+
+
+Device = torch.device | str
 
 
 @dataclass(frozen=True)
@@ -70,14 +79,15 @@ class Pair:
     theirs: nn.Module
 
     @classmethod
-    def load(cls, directory: Path, dtype: torch.dtype) -> "Pair":
+    def load(cls, directory: Path, dtype: torch.dtype, device: Device = "cpu") -> "Pair":
         theirs = parity.load_reference(directory, dtype)
         theirs.set_attn_implementation("sdpa")  # transformers' default
-        return cls(checkpoint.load(directory, dtype=dtype), theirs)
+        return cls(checkpoint.load(directory, dtype=dtype).to(device), theirs.to(device))
 
     def prompt(self, batch: int, length: int) -> Tensor:
         generator = torch.Generator().manual_seed(length)
-        return torch.randint(self.ours.config.vocab_size, (batch, length), generator=generator)
+        ids = torch.randint(self.ours.config.vocab_size, (batch, length), generator=generator)
+        return ids.to(self.ours.device)
 
     def our_generate(self, prompt: Tensor, tokens: int, **settings) -> Tensor:
         return generate(self.ours, prompt, max_new_tokens=tokens, eos_token_id=[], **settings)
@@ -92,11 +102,35 @@ class Pair:
 Contestants = dict[str, Callable[[], float]]  # each measures itself once: seconds per unit
 
 
-def seconds(function: Callable[[], object]) -> float:
-    """How long a call takes."""
+def synchronize(device: Device) -> None:
+    """Wait until a GPU has done all that it was given; a CPU is always done."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds(function: Callable[[], object], device: Device = "cpu", calls: int = 1) -> float:
+    """How long a call takes; the mean of several, where one is shorter than a clock can tell."""
+    synchronize(device)
     start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
+    for _ in range(calls):
+        function()
+    synchronize(device)
+    return (time.perf_counter() - start) / calls
+
+
+def take_turns(
+    functions: Mapping[str, Callable[[], object]], rounds: int = 7, device: Device = "cpu"
+) -> dict[str, float]:
+    """The median seconds of each function; they take turns, after a first call each that does not count."""
+    calls = {}
+    for name, function in functions.items():
+        function()  # compiles, allocates, fills caches
+        calls[name] = math.ceil(SHORTEST / max(seconds(function, device), 1e-9))
+    taken = {name: [] for name in functions}
+    for _ in range(rounds):
+        for name, function in functions.items():
+            taken[name].append(seconds(function, device, calls[name]))
+    return {name: statistics.median(times) for name, times in taken.items()}
 
 
 def stepping(run: Callable[..., Tensor], prompt: Tensor, tokens: int, **settings) -> Callable[[], float]:
@@ -323,8 +357,16 @@ def save_small_model(like: Path, folder: Path) -> Path:
     family, config = checkpoint.read_config(like)
     sizes = {"vocab_size": 2048, "hidden_size": 128, "num_layers": 4, "intermediate_size": 352,
              "num_heads": 4, "num_kv_heads": 2, "head_dim": 32}  # fmt: skip
-    model = CausalLM(config.replace(**sizes, bos_token_id=None, eos_token_ids=(), pad_token_id=None))
-    model.family = family.model_type
+    return save_fresh_model(family.model_type, config.replace(**sizes), folder)
+
+
+def save_fresh_model(
+    family: str, config: ModelConfig, folder: Path, dtype: torch.dtype = torch.float32, device: Device = "cpu"
+) -> Path:
+    """A checkpoint with fresh weights: how long a step takes does not depend on what the weights are."""
+    with torch.device(device):  # a GPU draws them in a moment
+        model = CausalLM(config.replace(bos_token_id=None, eos_token_ids=(), pad_token_id=None)).to(dtype)
+    model.family = family
     checkpoint.save(model, folder)
     return folder
 
@@ -333,19 +375,48 @@ def save_small_model(like: Path, folder: Path) -> Path:
 # Limits and memory
 
 
-def memory_bandwidth(megabytes: int = 512, rounds: int = 9) -> float:
+def memory_bandwidth(megabytes: int = 512, rounds: int = 9, device: Device = "cpu") -> float:
     """Bytes per second at which all threads together read memory: the sum of an array no cache can hold."""
-    array = torch.ones(megabytes * 2**20 // 4)
+    array = torch.ones(megabytes * 2**20 // 4, device=device)
     array.sum()
-    return array.nbytes / statistics.median(seconds(array.sum) for _ in range(rounds))
+    return array.nbytes / statistics.median(seconds(array.sum, device) for _ in range(rounds))
 
 
-def matrix_rate(dtype: torch.dtype, size: int = 2048, rounds: int = 5) -> float:
-    """Floating point operations per second in a large product of matrices."""
-    x, layer = torch.randn(size, size, dtype=dtype), torch.randn(size, size, dtype=dtype)
-    with torch.no_grad():
-        fast_linear(x, layer)
-        return 2 * size**3 / statistics.median(seconds(lambda: fast_linear(x, layer)) for _ in range(rounds))
+def matrix_rate(dtype: torch.dtype, size: int = 2048, rounds: int = 5, device: Device = "cpu") -> float:
+    """Floating point operations per second in a large product of matrices.
+
+    size: rows and columns; a GPU wants 8192, for a small product ends before all of it has work.
+    """
+    x, layer = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
+
+    @torch.no_grad()
+    def product() -> Tensor:
+        return fast_linear(x, layer)
+
+    product()
+    return 2 * size**3 / statistics.median(seconds(product, device) for _ in range(rounds))
+
+
+def peak_bytes(run: Callable[[], object], device: Device = "cpu") -> int:
+    """The most memory that tensors held at once during a call, beyond what was held before it.
+
+    On a GPU, torch's allocator knows it. On a CPU, torch's profiler notes each piece that is taken and given
+    back. What libraries take without torch, such as a buffer inside MKL, is in neither.
+    """
+    run()  # what is made once and kept is no part of it
+    if torch.device(device).type == "cuda":
+        synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        run()
+        synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # or the profiler announces itself on stderr
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
+        run()
+    events = [each for each in watched.profiler.kineto_results.events() if each.name() == "[memory]"]
+    events.sort(key=lambda each: each.start_ns())
+    return max(itertools.accumulate((each.nbytes() for each in events), initial=0))
 
 
 MEMORY_PROBE = """
