@@ -95,10 +95,12 @@ def machines(
 ) -> Picture:
     """Curves that were just measured, drawn through, and beside them those of all machines that kept theirs.
 
+    own:    name -> points; of the kept ones those of the same names are drawn. None: all that were kept.
     labels: of the axes, what was varied and what was measured. A name has one colour on every machine.
     """
     every = [] if own is None else [(own_title, own)]
-    every += [(each.title, each.curves) for each in kept]
+    for each in kept:
+        every.append((each.title, {x: y for x, y in each.curves.items() if own is None or x in own}))
     names = list(dict.fromkeys(name for _, curves in every for name in curves))
     figure, axes = subplots(height=3.3)
     for place, (title, curves) in enumerate(every):
@@ -120,7 +122,7 @@ def machines(
         axes.set_ylim(0, None)
     axes.minorticks_off()
     axes.set(xlabel=labels[0], ylabel=labels[1])
-    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
+    figure.legend(loc="outside right upper", fontsize=8)
     return Picture(figure, alt)
 
 
