@@ -8,38 +8,31 @@ token to token, so that reading the prompt is not part of it.
 import dataclasses
 import functools
 import gc
-import itertools
 import json
-import math
-import os
 import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 
 from minilm import checkpoint, parity
 from minilm.config import ModelConfig
 from minilm.generate import generate
 from minilm.heads import CausalLM
 from minilm.linear import fast_linear
+from minilm.measure import Device, seconds
 
 REFERENCE = "transformers"
 PROMPT, STEPS = 32, 32  # tokens read, and then tokens timed, in each round of decoding
 CONTEXTS = (64, 512, 1024, 2048)
-SHORTEST = 1e-3  # seconds: what is shorter is called several times between two looks at the clock
 RAGGED = (32, 101, 170, 238, 307, 375, 444, 512)  # prompts of very different length in one batch
-
-
-Device = torch.device | str
 
 
 @dataclass(frozen=True)
@@ -100,37 +93,6 @@ class Pair:
 
 
 Contestants = dict[str, Callable[[], float]]  # each measures itself once: seconds per unit
-
-
-def synchronize(device: Device) -> None:
-    """Wait until a GPU has done all that it was given; a CPU is always done."""
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def seconds(function: Callable[[], object], device: Device = "cpu", calls: int = 1) -> float:
-    """How long a call takes; the mean of several, where one is shorter than a clock can tell."""
-    synchronize(device)
-    start = time.perf_counter()
-    for _ in range(calls):
-        function()
-    synchronize(device)
-    return (time.perf_counter() - start) / calls
-
-
-def take_turns(
-    functions: Mapping[str, Callable[[], object]], rounds: int = 7, device: Device = "cpu"
-) -> dict[str, float]:
-    """The median seconds of each function; they take turns, after a first call each that does not count."""
-    calls = {}
-    for name, function in functions.items():
-        function()  # compiles, allocates, fills caches
-        calls[name] = math.ceil(SHORTEST / max(seconds(function, device), 1e-9))
-    taken = {name: [] for name in functions}
-    for _ in range(rounds):
-        for name, function in functions.items():
-            taken[name].append(seconds(function, device, calls[name]))
-    return {name: statistics.median(times) for name, times in taken.items()}
 
 
 def stepping(run: Callable[..., Tensor], prompt: Tensor, tokens: int, **settings) -> Callable[[], float]:
@@ -395,28 +357,6 @@ def matrix_rate(dtype: torch.dtype, size: int = 2048, rounds: int = 5, device: D
 
     product()
     return 2 * size**3 / statistics.median(seconds(product, device) for _ in range(rounds))
-
-
-def peak_bytes(run: Callable[[], object], device: Device = "cpu") -> int:
-    """The most memory that tensors held at once during a call, beyond what was held before it.
-
-    On a GPU, torch's allocator knows it. On a CPU, torch's profiler notes each piece that is taken and given
-    back. What libraries take without torch, such as a buffer inside MKL, is in neither.
-    """
-    run()  # what is made once and kept is no part of it
-    if torch.device(device).type == "cuda":
-        synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        run()
-        synchronize(device)
-        return torch.cuda.max_memory_allocated(device) - before
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # or the profiler announces itself on stderr
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
-        run()
-    events = [each for each in watched.profiler.kineto_results.events() if each.name() == "[memory]"]
-    events.sort(key=lambda each: each.start_ns())
-    return max(itertools.accumulate((each.nbytes() for each in events), initial=0))
 
 
 MEMORY_PROBE = """

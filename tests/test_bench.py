@@ -7,7 +7,7 @@ import pytest
 import torch
 from test_cli import minilm_command  # noqa: F401  a fixture
 
-from minilm import bench, families, parity
+from minilm import bench, families, measure, parity
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +47,10 @@ def test_functions_take_turns_after_a_call_that_does_not_count(monkeypatch):
         order.append(name)
         now[0] += by if order.count(name) > 1 else 100.0  # the first call compiles
 
-    functions = {"long": lambda: advance("long", 2.0), "short": lambda: advance("short", bench.SHORTEST / 3)}
-    found = bench.take_turns(functions, rounds=2)
-    assert found == pytest.approx({"long": 2.0, "short": bench.SHORTEST / 3})
+    short = measure.SHORTEST / 3
+    functions = {"long": lambda: advance("long", 2.0), "short": lambda: advance("short", short)}
+    found = measure.take_turns(functions, rounds=2)
+    assert found == pytest.approx({"long": 2.0, "short": short})
     assert order == ["long"] * 2 + ["short"] * 2 + (["long"] + ["short"] * 3) * 2
 
 
@@ -58,10 +59,10 @@ def test_a_gpu_is_waited_for_before_each_look_at_the_clock(monkeypatch):
     events = []
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: events.append("wait"))
     monkeypatch.setattr(time, "perf_counter", lambda: float(events.append("look") or len(events)))
-    bench.seconds(lambda: events.append("call"), "cuda", calls=2)
+    measure.seconds(lambda: events.append("call"), "cuda", calls=2)
     assert events == ["wait", "look", "call", "call", "wait", "look"]
     events.clear()
-    bench.seconds(lambda: events.append("call"))
+    measure.seconds(lambda: events.append("call"))
     assert events == ["look", "call", "look"]
 
 
@@ -117,7 +118,7 @@ def test_the_peak_of_a_call_is_what_it_holds_at_once():
         del first
         second[: 2**18] + held
 
-    assert 3e6 < bench.peak_bytes(run) < 3.3e6
+    assert 3e6 < measure.peak_bytes(run) < 3.3e6
 
 
 def test_memory_is_measured_in_a_process_of_its_own(small):

@@ -8,13 +8,14 @@ from typing import NamedTuple
 
 import torch
 from matplotlib.ticker import LogLocator
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from minilm import describe, parity
-from minilm.bench import Device, seconds
 from minilm.config import ModelConfig
 from minilm.course.curves import Curves, Measured
+from minilm.measure import Device, seconds
 from minilm.table import Table
 from minilm.viz.comparison import by_family
 from minilm.viz.picture import BLUE, CYCLE, GREY, INK, ORANGE, PALE, SILVER, Picture, subplots
@@ -96,6 +97,7 @@ def machines(
     """Curves that were just measured, drawn through, and beside them those of all machines that kept theirs.
 
     own:    name -> points; of the kept ones those of the same names are drawn. None: all that were kept.
+            What stands behind a comma in a name tells a lab's curves apart, such as a unit; it is not shown.
     labels: of the axes, what was varied and what was measured. A name has one colour on every machine.
     """
     every = [] if own is None else [(own_title, own)]
@@ -109,7 +111,7 @@ def machines(
         for name, points in curves.items():
             axes.plot(
                 *zip(*points, strict=True), color=CYCLE[names.index(name) % len(CYCLE)], linestyle=line,
-                marker="o" if is_own else None, markersize=4, label=f"{name} ({title})",
+                marker="o" if is_own else None, markersize=4, label=f"{name.split(',')[0]} ({title})",
             )  # fmt: skip
     sizes = sorted({size for _, curves in every for points in curves.values() for size, _ in points})
     axes.set_xscale("log", base=2)
@@ -135,7 +137,8 @@ def bars(
     axes.barh(places, values.values(), color=BLUE, height=0.7)
     for place, value in zip(places, values.values(), strict=True):
         behind = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # where the line of the limit passes
-        axes.text(value, place, f" {value:.3g}", va="center", fontsize=8, bbox=behind)
+        axes.annotate(f"{value:.3g}", (value, place), (4, 0), textcoords="offset points", va="center",
+                      fontsize=8, bbox=behind)  # fmt: skip
     if limit is not None:
         axes.axvline(limit[1], color=ORANGE, linewidth=2, label=limit[0])
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), fontsize=8)
@@ -166,7 +169,9 @@ def operation_shares(run: Callable[[], object], runs: int = 4, device: Device = 
     with profile(activities=kinds) as watched:
         seconds(run, device, runs)
     time_of = "self_device_time_total" if on_gpu else "self_cpu_time_total"
-    events = [event for event in watched.key_averages() if getattr(event, time_of) > 0]
+    # On a GPU the profiler lists every kernel again beside the operation that started it, which has its time.
+    operations = [event for event in watched.key_averages() if event.device_type == DeviceType.CPU]
+    events = [event for event in operations if getattr(event, time_of) > 0]
     total = sum(getattr(event, time_of) for event in events)
     shares = [Share(event.key, event.count / runs, getattr(event, time_of) / total) for event in events]
     return sorted(shares, key=lambda each: -each.share)
