@@ -23,9 +23,11 @@ import torch
 from torch import Tensor, nn
 
 from minilm import checkpoint, parity
+from minilm.config import ModelConfig
 from minilm.generate import generate
 from minilm.heads import CausalLM
 from minilm.linear import fast_linear
+from minilm.measure import Device, seconds
 
 REFERENCE = "transformers"
 PROMPT, STEPS = 32, 32  # tokens read, and then tokens timed, in each round of decoding
@@ -70,14 +72,15 @@ class Pair:
     theirs: nn.Module
 
     @classmethod
-    def load(cls, directory: Path, dtype: torch.dtype) -> "Pair":
+    def load(cls, directory: Path, dtype: torch.dtype, device: Device = "cpu") -> "Pair":
         theirs = parity.load_reference(directory, dtype)
         theirs.set_attn_implementation("sdpa")  # transformers' default
-        return cls(checkpoint.load(directory, dtype=dtype), theirs)
+        return cls(checkpoint.load(directory, dtype=dtype).to(device), theirs.to(device))
 
     def prompt(self, batch: int, length: int) -> Tensor:
         generator = torch.Generator().manual_seed(length)
-        return torch.randint(self.ours.config.vocab_size, (batch, length), generator=generator)
+        ids = torch.randint(self.ours.config.vocab_size, (batch, length), generator=generator)
+        return ids.to(self.ours.device)
 
     def our_generate(self, prompt: Tensor, tokens: int, **settings) -> Tensor:
         return generate(self.ours, prompt, max_new_tokens=tokens, eos_token_id=[], **settings)
@@ -90,13 +93,6 @@ class Pair:
 
 
 Contestants = dict[str, Callable[[], float]]  # each measures itself once: seconds per unit
-
-
-def seconds(function: Callable[[], object]) -> float:
-    """How long a call takes."""
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
 
 
 def stepping(run: Callable[..., Tensor], prompt: Tensor, tokens: int, **settings) -> Callable[[], float]:
@@ -323,8 +319,16 @@ def save_small_model(like: Path, folder: Path) -> Path:
     family, config = checkpoint.read_config(like)
     sizes = {"vocab_size": 2048, "hidden_size": 128, "num_layers": 4, "intermediate_size": 352,
              "num_heads": 4, "num_kv_heads": 2, "head_dim": 32}  # fmt: skip
-    model = CausalLM(config.replace(**sizes, bos_token_id=None, eos_token_ids=(), pad_token_id=None))
-    model.family = family.model_type
+    return save_fresh_model(family.model_type, config.replace(**sizes), folder)
+
+
+def save_fresh_model(
+    family: str, config: ModelConfig, folder: Path, dtype: torch.dtype = torch.float32, device: Device = "cpu"
+) -> Path:
+    """A checkpoint with fresh weights: how long a step takes does not depend on what the weights are."""
+    with torch.device(device):  # a GPU draws them in a moment
+        model = CausalLM(config.replace(bos_token_id=None, eos_token_ids=(), pad_token_id=None)).to(dtype)
+    model.family = family
     checkpoint.save(model, folder)
     return folder
 
@@ -333,19 +337,26 @@ def save_small_model(like: Path, folder: Path) -> Path:
 # Limits and memory
 
 
-def memory_bandwidth(megabytes: int = 512, rounds: int = 9) -> float:
+def memory_bandwidth(megabytes: int = 512, rounds: int = 9, device: Device = "cpu") -> float:
     """Bytes per second at which all threads together read memory: the sum of an array no cache can hold."""
-    array = torch.ones(megabytes * 2**20 // 4)
+    array = torch.ones(megabytes * 2**20 // 4, device=device)
     array.sum()
-    return array.nbytes / statistics.median(seconds(array.sum) for _ in range(rounds))
+    return array.nbytes / statistics.median(seconds(array.sum, device) for _ in range(rounds))
 
 
-def matrix_rate(dtype: torch.dtype, size: int = 2048, rounds: int = 5) -> float:
-    """Floating point operations per second in a large product of matrices."""
-    x, layer = torch.randn(size, size, dtype=dtype), torch.randn(size, size, dtype=dtype)
-    with torch.no_grad():
-        fast_linear(x, layer)
-        return 2 * size**3 / statistics.median(seconds(lambda: fast_linear(x, layer)) for _ in range(rounds))
+def matrix_rate(dtype: torch.dtype, size: int = 2048, rounds: int = 5, device: Device = "cpu") -> float:
+    """Floating point operations per second in a large product of matrices.
+
+    size: rows and columns; a GPU wants 8192, for a small product ends before all of it has work.
+    """
+    x, layer = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
+
+    @torch.no_grad()
+    def product() -> Tensor:
+        return fast_linear(x, layer)
+
+    product()
+    return 2 * size**3 / statistics.median(seconds(product, device) for _ in range(rounds))
 
 
 MEMORY_PROBE = """

@@ -7,7 +7,7 @@ import pytest
 import torch
 from test_cli import minilm_command  # noqa: F401  a fixture
 
-from minilm import bench, families, parity
+from minilm import bench, families, measure, parity
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +36,34 @@ def test_a_race_reports_medians_and_ratios():
     assert order == [bench.REFERENCE, "ours"] * 4
     assert (reference.seconds, reference.ratio) == (6.0, 1.0)
     assert (ours.seconds, ours.ratio, ours.unit) == (2.0, 3.0, "token")
+
+
+def test_functions_take_turns_after_a_call_that_does_not_count(monkeypatch):
+    """Each call takes what its function adds to the clock; what is too short is called several times."""
+    now, order = [0.0], []
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+
+    def advance(name: str, by: float) -> None:
+        order.append(name)
+        now[0] += by if order.count(name) > 1 else 100.0  # the first call compiles
+
+    short = measure.SHORTEST / 3
+    functions = {"long": lambda: advance("long", 2.0), "short": lambda: advance("short", short)}
+    found = measure.take_turns(functions, rounds=2)
+    assert found == pytest.approx({"long": 2.0, "short": short})
+    assert order == ["long"] * 2 + ["short"] * 2 + (["long"] + ["short"] * 3) * 2
+
+
+def test_a_gpu_is_waited_for_before_each_look_at_the_clock(monkeypatch):
+    """Its work is only ordered by the call: without waiting, the clock would show how long ordering takes."""
+    events = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: events.append("wait"))
+    monkeypatch.setattr(time, "perf_counter", lambda: float(events.append("look") or len(events)))
+    measure.seconds(lambda: events.append("call"), "cuda", calls=2)
+    assert events == ["wait", "look", "call", "call", "wait", "look"]
+    events.clear()
+    measure.seconds(lambda: events.append("call"))
+    assert events == ["look", "call", "look"]
 
 
 def test_a_clock_times_steps_and_not_the_prompt(monkeypatch):
@@ -78,6 +106,19 @@ def test_weight_bytes_are_what_a_step_reads(pair):
     table = pair.ours.decoder.embed_tokens.weight.numel()
     assert bench.weight_bytes(pair.ours) == 4 * (parameters - table * untied)
     assert 0.5e6 < parameters < 2e6
+
+
+def test_the_peak_of_a_call_is_what_it_holds_at_once():
+    """A megabyte, then two more; the first is given back before a last one: three at once, of four."""
+    held = torch.ones(2**18)  # before the call: not counted
+
+    def run() -> None:
+        first = held + 1
+        second = torch.cat((first, first))
+        del first
+        second[: 2**18] + held
+
+    assert 3e6 < measure.peak_bytes(run) < 3.3e6
 
 
 def test_memory_is_measured_in_a_process_of_its_own(small):
