@@ -1,27 +1,117 @@
 """The pictures of the course. Each is drawn for one idea, and says in words what it shows."""
 
 from minilm.table import Table
-from minilm.viz.activations import bends, clouds, coloured_text, curves, gate_planes, neuron_values, neurons_at_work, root_mean_square, rounding_errors, size_in_size_out, stream_sizes, streams
-from minilm.viz.attention import attention_maps, bytes_read, cache_bars, feature_rows, head_grids, scores_by_width, sharing, soft_lookup, softmax_errors, token_labels
-from minilm.viz.blocks import block_shapes, logit_lens, one_by_one, parameter_shares, parameters_by_part, vote_bars, votes, what_blocks_add, without_block, written
-from minilm.viz.cache import compare_caches, damage_by_position, filling, kinds_of_cache, reordered, scores_by_call
+from minilm.viz.activations import (
+    bends,
+    clouds,
+    coloured_text,
+    curves,
+    gate_planes,
+    neuron_values,
+    neurons_at_work,
+    root_mean_square,
+    rounding_errors,
+    size_in_size_out,
+    stream_sizes,
+    streams,
+)
+from minilm.viz.attention import (
+    attention_maps,
+    bytes_read,
+    cache_bars,
+    feature_rows,
+    head_grids,
+    scores_by_width,
+    sharing,
+    soft_lookup,
+    softmax_errors,
+    token_labels,
+)
+from minilm.viz.blocks import (
+    block_shapes,
+    logit_lens,
+    one_by_one,
+    parameter_shares,
+    parameters_by_part,
+    vote_bars,
+    votes,
+    what_blocks_add,
+    without_block,
+    written,
+)
+from minilm.viz.cache import (
+    compare_caches,
+    damage_by_position,
+    filling,
+    kinds_of_cache,
+    reordered,
+    scores_by_call,
+)
 from minilm.viz.comparison import compare_part, differences, lines_of, reference_of
-from minilm.viz.contexts import angles_by_position, angles_met, compare_scalings, losses_by_pair, perplexity_by_position, slowdowns
+from minilm.viz.contexts import (
+    angles_by_position,
+    angles_met,
+    compare_scalings,
+    losses_by_pair,
+    perplexity_by_position,
+    slowdowns,
+)
 from minilm.viz.decoder import course_map, decoder_map
 from minilm.viz.devices import bytes_per_device, cut_matrices, messages, sum_times
 from minilm.viz.files import block_levels, file_map, first_bytes, result_map, row_origins
 from minilm.viz.generation import beam_tree, compare_generation, cut_off, growing_batch, next_token_bars
 from minilm.viz.losses import losses_by_position, token_losses
-from minilm.viz.masks import MaskGrid, mask_and_weights, mask_grids, nan_by_layer, spread_of_change, windows_by_layer
+from minilm.viz.masks import (
+    MaskGrid,
+    mask_and_weights,
+    mask_grids,
+    nan_by_layer,
+    spread_of_change,
+    windows_by_layer,
+)
 from minilm.viz.memories import block_with_memory, compare_memories, filled_once, reading_maps
 from minilm.viz.packing import batch_fill, compare_packed, packed_maps, unpadding
 from minilm.viz.picture import Picture, explore, heat_map, subplots
 from minilm.viz.rotary import clocks, partners, score_by_distance, score_tables, turning_pair
-from minilm.viz.speed import Operation, Share, bars, compare_flops, grouped_bars, machines, operation_shares, roofline, top_operations
-from minilm.viz.tasks import accuracy_bars, answers_along, answers_by_task, compare_heads, pooled_rows, span_scores
-from minilm.viz.tiles import Traffic, alignments, compare_backends, running_softmax, shares, tiles_visited, traffic
+from minilm.viz.speed import (
+    Operation,
+    Share,
+    bars,
+    compare_flops,
+    grouped_bars,
+    machines,
+    operation_shares,
+    roofline,
+    top_operations,
+)
+from minilm.viz.tasks import (
+    accuracy_bars,
+    answers_along,
+    answers_by_task,
+    compare_heads,
+    pooled_rows,
+    span_scores,
+)
+from minilm.viz.tiles import (
+    Traffic,
+    alignments,
+    compare_backends,
+    running_softmax,
+    shares,
+    tiles_visited,
+    traffic,
+)
 from minilm.viz.tokens import float_bits, memory_paths, number_grid, number_tables, padded_rows, piece_rows
-from minilm.viz.training import compare_training, dtypes_by_operation, losses_by_step, memory_by_depth, packed_rows, saved_bytes, schedules, shifts
+from minilm.viz.training import (
+    compare_training,
+    dtypes_by_operation,
+    losses_by_step,
+    memory_by_depth,
+    packed_rows,
+    saved_bytes,
+    schedules,
+    shifts,
+)
 
 __all__ = [
     "MaskGrid",
