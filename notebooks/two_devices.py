@@ -13,7 +13,6 @@ over gloo. For several machines nothing changes in this file, only torchrun's op
 import argparse
 import json
 import os
-import re
 import statistics
 import sys
 import time
@@ -29,7 +28,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.module_tracker import ModuleTracker
 
 import minilm
-from minilm import bench, parallel
+from minilm import parallel
+from minilm.course import curves
 from minilm.table import Table
 
 SHARE = {"tensor": parallel.shard_matrices, "fsdp": parallel.shard_parameters}
@@ -169,20 +169,6 @@ def all_reduce_times(device: torch.device) -> list[tuple[int, float]]:
     return [(held.nbytes, seconds(lambda held=held: dist.all_reduce(held), device, 15)) for held in tensors]
 
 
-def keep(report: dict, folder: Path) -> None:
-    """The times of the sums as a file of this machine's own, which notebook 21 draws beside the reader's."""
-    machine = bench.machine()
-    name = machine.get("gpu") or f"{machine['cpu']}, {machine['threads']} threads"
-    curve = f"all-reduce over {report['backend']}, {report['processes']} processes"
-    points = [[size, float(f"{taken:.3g}")] for size, taken in report["all_reduce"]]
-    path = folder / f"lab_21_{re.sub('[^a-z0-9]+', '_', name.lower()).strip('_')}.json"
-    content = {"lab": "21", "machine": machine, "curves": {curve: points}}
-    text = json.dumps(content, indent=1)
-    text = re.sub(r"\[\s+([-\d.e]+),\s+([-\d.e]+)\s+\]", r"[\1, \2]", text)  # a point stands on one line
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(text + "\n", encoding="utf-8")
-
-
 def summary(report: dict) -> Table:
     """A line for each model and way of sharing."""
     rows = []
@@ -230,19 +216,20 @@ def main() -> None:
         runs = [share(name, how, mesh, options) for name in options.model for how in options.parallel]
         times = all_reduce_times(options.device) if options.time or options.keep else []
         if mesh.get_rank() == 0:
+            backend = "nccl" if enough else "gloo"
             report = {
                 "processes": mesh.size(),
-                "backend": "nccl" if enough else "gloo",
+                "backend": backend,
                 "dtype": str(options.dtype).removeprefix("torch."),
                 "runs": runs,
-                "all_reduce": times,
+                "curves": {f"all-reduce over {backend}, {mesh.size()} processes": times},  # bytes and seconds
             }
             print(f"{report['processes']} processes over {report['backend']}, in {report['dtype']}")
             print(summary(report))
             if options.out:
                 options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
             if options.keep:
-                keep(report, options.keep)
+                curves.keep("21", report["curves"], options.keep)
 
 
 if __name__ == "__main__":

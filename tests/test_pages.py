@@ -82,9 +82,7 @@ def test_the_front_page_lists_every_notebook():
         ).groups()
         exercises = practice.get(int(path.name[:2]))
         if exercises:
-            assert f"{minutes} minutes to read, {exercises} for the exercises" in " ".join(first.split()), (
-                path
-            )
+            assert f"{exercises} for the exercise" in " ".join(first.split()), path
         link = f"[{title}](notebooks/{path.name})"
         expected.append([link, " ".join(question.split()), minutes, str(exercises or "")])
     assert [row for row in table_rows(read(ROOT / "README.md")) if "(notebooks/" in row[0]] == expected

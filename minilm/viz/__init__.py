@@ -57,7 +57,7 @@ from minilm.viz.contexts import (
     slowdowns,
 )
 from minilm.viz.decoder import course_map, decoder_map
-from minilm.viz.devices import bytes_per_device, cut_matrices, messages, sum_times
+from minilm.viz.devices import bytes_per_device, cut_matrices, messages
 from minilm.viz.files import block_levels, file_map, first_bytes, result_map, row_origins
 from minilm.viz.generation import beam_tree, compare_generation, cut_off, growing_batch, next_token_bars
 from minilm.viz.losses import losses_by_position, token_losses
@@ -226,7 +226,6 @@ __all__ = [
     "stream_sizes",
     "streams",
     "subplots",
-    "sum_times",
     "tiles_visited",
     "token_labels",
     "token_losses",

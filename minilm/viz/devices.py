@@ -1,13 +1,11 @@
 """One model on several devices: who holds which numbers, and what they send each other."""
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch, Rectangle
 
-from minilm.viz.picture import BLUE, CYCLE, GREEN, GREY, INK, ORANGE, PALE, PINK, SKY, Picture, subplots
+from minilm.viz.picture import BLUE, CYCLE, GREEN, GREY, INK, ORANGE, PALE, Picture, subplots
 
 OPERATIONS = {"all-reduce": BLUE, "all-gather": ORANGE, "reduce-scatter": GREEN}
 STATES = {"weights": BLUE, "gradients": ORANGE, "optimizer": GREEN}
@@ -126,27 +124,3 @@ def messages(runs: Mapping[str, Sequence[Mapping]]) -> Picture:
 def short_name(module: str) -> str:
     """decoder.layers.3.mlp as "3 mlp"; the whole model, "the rest"."""
     return module.removeprefix("decoder.").removeprefix("layers.").replace(".", " ") or "the rest"
-
-
-def sum_times(own: Sequence[Sequence[float]], folder: str | Path = "measured") -> Picture:
-    """How long an all-reduce takes over the size of its tensor: here, and on machines that kept their times.
-
-    own:    bytes and seconds, as notebooks/two_devices.py writes them.
-    folder: where it kept those of other machines (lab_21_*.json).
-    """
-    figure, axes = subplots(height=3.2)
-    for index, path in enumerate(sorted(Path(folder).glob("lab_21_*.json"))):
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        machine = kept["machine"].get("gpu") or kept["machine"]["cpu"]
-        for name, points in kept["curves"].items():
-            colour = (BLUE, PINK, GREEN, SKY)[index % 4]
-            axes.loglog(*zip(*points, strict=True), marker="o", color=colour, label=f"{machine}: {name}")
-    axes.loglog(*zip(*own, strict=True), marker="s", color=ORANGE, linewidth=2.5, label="this run")
-    axes.set(xlabel="bytes of the tensor", ylabel="seconds")
-    axes.grid(color=PALE)
-    figure.legend(loc="outside upper center")
-    return Picture(
-        figure,
-        "Time of an all-reduce over the size of its tensor, both in powers of ten. Small tensors take about "
-        "the same time, which is that of talking at all; from some size on, it grows with the size.",
-    )

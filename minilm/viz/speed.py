@@ -115,7 +115,9 @@ def machines(
             )  # fmt: skip
     sizes = sorted({size for _, curves in every for points in curves.values() for size, _ in points})
     axes.set_xscale("log", base=2)
-    axes.set_xticks(sizes, [f"{size:g}" for size in sizes], rotation=45 if len(sizes) > 8 else 0)
+    labels_of_sizes = [f"{size:,.0f}" if size >= 1000 else f"{size:g}" for size in sizes]
+    is_crowded = sum(map(len, labels_of_sizes)) > 35
+    axes.set_xticks(sizes, labels_of_sizes, rotation=45 if is_crowded else 0)
     if log_y:
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
