@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -38,3 +40,15 @@ def test_core_modules_stay_short():
     lengths = {path.stem: len(path.read_text(encoding="utf-8").splitlines()) for path in paths}
     assert max(lengths.values()) <= 520
     assert sum(lengths[name] for name in core) < 2200
+
+
+def test_exercises_are_handed_out_unanswered():
+    """Running the labs writes hand-ins beside the exercises; none of them belongs to the repository."""
+    ended = subprocess.run(
+        ["git", "ls-files", "exercises"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if ended.returncode:
+        pytest.skip("not a git checkout, so nothing says which files belong to the repository")
+    assert ended.stdout.split() == sorted(
+        f"exercises/{path.name}" for path in (ROOT / "solutions").glob("ex*.py")
+    )
