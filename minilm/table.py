@@ -4,6 +4,8 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
+LONGEST_WORD = 24  # letters; what is longer, such as a path, may be broken where a page is too narrow
+
 
 class Table:
     """Rows of text: HTML in a notebook, aligned columns elsewhere."""
@@ -26,8 +28,11 @@ class Table:
 
     def _repr_html_(self) -> str:
         def row(cells: list[str], kind: str) -> str:
-            style = "text-align: left; vertical-align: top"
-            return "".join(f"<{kind} style='{style}'>{escape(cell)}</{kind}>" for cell in cells)
+            return "".join(f"<{kind} style='{style(cell)}'>{escape(cell)}</{kind}>" for cell in cells)
+
+        def style(cell: str) -> str:
+            is_long = max(map(len, cell.split()), default=0) > LONGEST_WORD
+            return "text-align: left; vertical-align: top" + ("; overflow-wrap: anywhere" if is_long else "")
 
         body = "".join(f"<tr>{row(cells, 'td')}</tr>" for cells in self.rows)
         return f"<table><thead><tr>{row(self.columns, 'th')}</tr></thead><tbody>{body}</tbody></table>"

@@ -76,7 +76,9 @@ def test_the_map_names_its_parts():
 def test_a_table_in_both_forms():
     table = Table(["name", "n"], [["a<b", 1], ["c", 20]])
     assert repr(table).splitlines() == ["name  n", "a<b   1", "c     20"]
-    assert "a&lt;b" in table._repr_html_()
+    assert "a&lt;b" in table._repr_html_() and "overflow-wrap" not in table._repr_html_()
+    long = Table(["name"], [["short words, however many there are"], ["a/path/that/is/longer/than/a/page"]])
+    assert long._repr_html_().count("overflow-wrap: anywhere") == 1
     with pytest.raises(ValueError, match="2 columns, and a row of 1 cells"):
         Table(["name", "n"], [["a"]])
 
