@@ -30,6 +30,10 @@ def compare(
 ) -> None:
     """Compare checkpoints with transformers. Exit code 1 where they differ by more than rounding."""
     if fuzzed:
+        if trace or dtype or backend:
+            raise ValueError(
+                "--fuzz draws dtypes and backends itself; leave out --trace, --dtype and --backend"
+            )
         raise typer.Exit(0 if compare_random_models(sources or list(families.FAMILIES), fuzzed, seed) else 1)
     dtypes = compared_dtypes(dtype)
     if trace:

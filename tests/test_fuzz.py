@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from minilm import fuzz, norm, parity
+from minilm import fuzz, norm, parity, parity_command
 from minilm.config import RopeConfig
 from minilm.families import FAMILIES, get_family
 from minilm.fuzz import Sample
@@ -67,6 +67,24 @@ def test_samples_cover_what_there_is():
     assert {rope.scaling for rope in ropes} == {"default", "linear", "dynamic", "yarn", "llama3"}
     turned = {rope.fraction for rope in ropes if rope.fraction < 1}
     assert len(turned) > 1, "one family turns a part of each head, and here not always the same"
+
+
+def test_the_command_says_what_it_compared(capsys):
+    assert parity_command.compare_random_models(["gemma"], 4, seed=0)
+    assert "4 random models of gemma, seeds from 0: none differ" in capsys.readouterr().out
+
+
+def test_the_command_tells_of_a_difference(capsys, monkeypatch):
+    right = norm.rms_norm
+    monkeypatch.setattr(norm, "rms_norm", lambda x, weight, eps: right(x, weight, eps + 1e-3))
+    assert not parity_command.compare_random_models(["qwen2"], 1, seed=0)
+    told = capsys.readouterr().out
+    assert "sample = fuzz.Sample(" in told and "1 random models of qwen2, seeds from 0: 1 differ" in told
+
+
+def test_what_the_command_would_ignore_is_refused():
+    with pytest.raises(ValueError, match="--fuzz draws dtypes and backends itself"):
+        parity_command.compare(fuzzed=4, dtype=["bf16"])
 
 
 def test_the_same_seed_draws_the_same_samples():

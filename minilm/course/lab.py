@@ -4,7 +4,7 @@ In a notebook:
 
     lab = course.Lab("19", {"copy": ("How fast does this machine read memory?", "GB/s")})
     lab.predict("copy", 10)
-    lab.measure("copy", bench.memory_bandwidth)
+    lab.measure("copy", lambda: bench.memory_bandwidth() / 1e9)
     lab.hand_in("I had thought of the disk; memory is ten times as fast.")
 
 `python -m minilm.course grade` collects what was handed in, for the whole class.
@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from math import isfinite
 from pathlib import Path
 
-from minilm.course import sources
+from minilm.course import curves, sources
 from minilm.course.api import Text, answers_folder
 from minilm.table import Table
 
@@ -151,15 +151,14 @@ def in_unit(value: float | None, question: Question) -> str:
 
 
 def read(content: bytes) -> tuple[list[Question], str, str]:
-    """A lab that was handed in: its questions, the conclusion, and the processor that it ran on.
+    """A lab that was handed in: its questions, the conclusion, and the machine in a few words.
 
     Raises: ValueError where the file is not what hand_in writes.
     """
     try:
         found = json.loads(content.decode("utf-8"))
         questions = [Question(**each) for each in found["questions"].values()]
-        conclusion, machine = str(found["conclusion"]), found["machine"]
-        processor = str(machine.get("gpu") or machine["cpu"])
+        conclusion, machine = str(found["conclusion"]), curves.processor(found["machine"])
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"is not what a lab hands in ({type(error).__name__}: {error})") from error
     for each in questions:
@@ -167,4 +166,4 @@ def read(content: bytes) -> tuple[list[Question], str, str]:
         if not all(map(is_number, numbers)):
             raise ValueError(f"holds {numbers} where two numbers belong")
         each.asks, each.unit = str(each.asks), str(each.unit)
-    return questions, conclusion, processor
+    return questions, conclusion, machine
