@@ -131,6 +131,9 @@ class Attention(AttentionLayer):
         query, key, value = self.project(x)
         if cos_sin is not None:
             query, key = rope.apply_rope(query, key, *cos_sin)
+            if self.config.qkv_layout == "per_head":
+                # The reference joins what is turned and the rest of a head, even no rest: this is its layout.
+                query, key = query.contiguous(), key.contiguous()
         if cache is not None:
             key, value = cache.update(key, value)
         return self.mix(query, key, value, mask, attend)

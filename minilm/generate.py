@@ -140,8 +140,7 @@ def generate(
 ) -> Int[Tensor, "batch total"]:
     """Continue each row by up to max_new_tokens tokens, as transformers' generate does, token for token.
 
-    attention_mask: 1 = real token; rows of different lengths are padded on the left, so that every row ends
-                    in text.
+    attention_mask: 1 = real token; rows of different lengths are padded on the left, so that all end in text.
     num_beams:      more than 1 searches for the text of the highest score; length_penalty > 0 favours longer
                     texts, early_stopping ends the search of a prompt once num_beams texts have ended.
     eos_token_id:   what ends a row: None = the checkpoint's own, [] = nothing, an id or several.
@@ -149,8 +148,7 @@ def generate(
                     a conversation, input_ids being all of it: what the cache has seen is not computed again.
     compile:        compile the step of one token once (about 10 s), for several times the speed on a CPU;
                     uses a static cache. Without a compiler it says so and goes on.
-    draft:          "lookup" or a smaller model guesses tokens ahead (one row, greedy): same tokens, fewer
-                    steps.
+    draft:          "lookup" or a smaller model guesses tokens ahead (one row, greedy): the same text, sooner.
     memory:         [batch, memory_length, hidden], which a model with cross-attention looks at, and with
                     memory_mask [batch, memory_length] which of it is real (1); beams share their prompt's.
     Returns: prompt and new tokens; a row that ended early goes on with pad_token_id.

@@ -2,8 +2,7 @@
 
 A query at position m and a key at position n are turned by m and n; their product then depends on m - n
 alone.
-Source: RoFormer, Su et al. 2021. The pairs are (i, i + rotary_dim/2), the "halves" layout of every checkpoint
-        here.
+Source: RoFormer, Su et al. 2021. Pairs are (i, i + rotary_dim/2): the "halves" layout of all checkpoints.
 """
 
 import math

@@ -14,7 +14,14 @@ from minilm.fuzz import Sample
 FOUND = {
     "a window's cache kept a view of the keys, and MKL sums a view in another order": Sample(
         "qwen2",
-        {"num_layers": 4, "layer_windows": (None, 22, None, None), "num_heads": 3, "num_kv_heads": 3},
+        {
+            "layer_windows": (None, 22),
+            "num_layers": 2,
+            "num_heads": 3,
+            "num_kv_heads": 3,
+            "head_dim": 16,
+            "hidden_size": 48,
+        },
         lengths=(1, 8),
         cuts=(),
         seed=1040,
@@ -26,6 +33,12 @@ FOUND = {
         cuts=(16,),
         static=True,
         seed=28,
+    ),
+    "heads that are turned whole lay otherwise in memory": Sample(
+        "gpt_neox",
+        {"rope": RopeConfig(theta=1e6, fraction=1.0, scaling="yarn", factor=1.5, original_max_positions=6)},
+        lengths=(1, 6),
+        seed=240,
     ),
     "weights at other addresses are summed in another order": Sample("mistral", {}, lengths=(1,), seed=4),
 }
