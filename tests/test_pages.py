@@ -12,9 +12,11 @@ from pathlib import Path
 import nbformat
 import pytest
 import transformers
+import typer
 
-import minilm
+import minilm.__main__
 from minilm import viz
+from minilm.course import __main__ as course_command
 from minilm.course import sources
 
 ROOT = Path(__file__).parents[1]
@@ -244,3 +246,26 @@ def test_a_notebook_mentions_what_the_index_sends_to_it(number):
             read_there = "\n".join(words(NOTEBOOKS[other]) for other in named)
             missing += [name for name in row.names if not says(read_there, name)]
     assert not missing, f"{NOTEBOOKS[number].name} does not mention {', '.join(missing)}"
+
+
+PROSE = [*ROOT.glob("*.md"), *PAGES.glob("*.md"), *ROOT.glob("minilm/checkpoints/*/README.md")]
+
+
+@pytest.mark.parametrize(
+    "path", [*PROSE, *NOTEBOOKS.values()], ids=lambda path: f"{path.parent.name}/{path.name}"
+)
+def test_every_command_that_is_named_exists(path):
+    """`python -m minilm …` and `python -m minilm.course …`, with the options that stand on the same line."""
+    text = read(path) if path.suffix == ".md" else words(path)
+    apps = {"minilm": minilm.__main__.app, "minilm.course": course_command.app}
+    for module, name, rest in re.findall(r"python -m (minilm[\w.]*) ([a-z]+)([^`|#;)\n]*)", text):
+        commands = typer.main.get_command(apps[module]).commands
+        assert name in commands, f"python -m {module} has no {name}; it has {', '.join(commands)}"
+        known = {
+            option
+            for parameter in commands[name].params
+            for option in parameter.opts + parameter.secondary_opts
+        }
+        assert set(re.findall(r"(?<!\S)--[a-z0-9-]+", rest)) <= known | {"--help"}, (
+            f"python -m {module} {name}{rest}"
+        )
