@@ -253,7 +253,7 @@ def test_a_folder_in_the_way(home):
 
 
 def failing_save(error: BaseException) -> Callable:
-    def save(model, directory: Path) -> None:
+    def save(model, directory: Path, **options) -> None:
         directory.mkdir()
         (directory / "config.json").write_text("{}")
         raise error
