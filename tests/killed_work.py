@@ -13,12 +13,14 @@ from pathlib import Path
 from unittest import mock
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # a process that has trained beside a GPU cannot be copied
 
 import PIL.Image
 import test_fetch
 import torch
 import transformers
 from kills import Work
+from rich.console import Console
 from test_train import make_run
 
 import minilm
@@ -304,6 +306,7 @@ def grade_class(folder: Path) -> None:
         mock.patch.object(sandbox, "run", judge),
         mock.patch.object(sources, "units", lambda root: units()),
         mock.patch.object(tempfile, "tempdir", str(temporary)),
+        mock.patch.object(grade, "console", Console(quiet=True)),
     ):
         grade.command(
             folder / "class",
