@@ -54,11 +54,13 @@ def files(
     begin: Callable[[Path], object],
     act: Callable[[Path], object],
     look: Callable[[Path, str], object] = lambda folder, state: None,
+    apart: str = "",
     **options,
 ) -> Work:
     """Work whose every file must be, bit for bit, what it was or what it is when nobody kills the work.
 
-    look: what else must hold in a state.
+    look:  what else must hold in a state.
+    apart: the end of the name of a file of which that need not be true.
     """
 
     def prepare(folder: Path) -> None:
@@ -69,7 +71,11 @@ def files(
         act(folder / "new")
 
     def state_of(folder: Path) -> str:
-        found, old, new = (files_of(folder / each) for each in ("work", "old", "new"))
+        versions = [files_of(folder / each) for each in ("work", "old", "new")]
+        for version in versions:
+            for name in [name for name in version if apart and name.endswith(apart)]:
+                del version[name]
+        found, old, new = versions
         unknown = [
             name for name in {*found, *old, *new} if found.get(name) not in (old.get(name), new.get(name))
         ]
@@ -185,11 +191,20 @@ def look_at_run(folder: Path) -> str:
 def train_command(folder: Path) -> None:
     """All of `python -m minilm train`: tokenizer, run, checkpoint, plot and card."""
     folder.mkdir(exist_ok=True)
-    with contextlib.redirect_stderr(io.StringIO()):
+    with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
         train.command(
             folder / "model", family="gemma", text=[str(ROOT / "minilm" / "families")], steps=3, rows=2,
             length=48, warmup=1, hidden_size=16, layers=2, vocab_size=300, save_every=1,
         )  # fmt: skip
+
+
+def look_at_state(folder: Path, state: str) -> None:
+    """What is done has the losses of a run that nobody killed."""
+    run, whole = (folder / each / "model" / train.STATE for each in ("work", "new"))
+    if run.exists() or state == "new":
+        losses, expected = (torch.load(path, weights_only=True)["losses"] for path in (run, whole))
+        assert losses == expected[: len(losses)]
+        assert len(losses) == len(expected) or state != "new"
 
 
 # ----------------------------------------------------------------------------------------------------------
@@ -357,7 +372,7 @@ WORKS = [
     saving("another structure", ("llama", ONE), ("qwen2", ONE)),
     saving("another structure, in shards", ("qwen2", MANY), ("gemma", MANY)),
     Work("train: from step to step", begin_run, lambda f: list(make_run(f / "run").steps(2, 3)), look_at_run),
-    files("train: the command", lambda folder: None, train_command),
+    files("train: the command", lambda folder: None, train_command, look_at_state, apart=train.STATE),
     Work("fetch", make_wheel, fetch_it, look_at_fetched),
     Work("progress", lambda f: note(1, f), lambda f: note(2, f), look_at_progress),
     files(

