@@ -28,7 +28,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 
@@ -185,9 +185,10 @@ class Trial:
             self.outcome.steps += 1
             number += stride
 
-    def in_files(self) -> None:
-        """Kill it in the middle of files, and just before their ends."""
-        for place in sorted({place for size in self.sizes for place in (size // 2, size - 1)}):
+    def in_files(self, stride: int) -> None:
+        """Kill it in the middle of files and just before their ends, or at every stride-th such place."""
+        places = sorted({place for size in self.sizes for place in (size // 2, size - 1)})
+        for place in places[self.draw.randrange(min(stride, len(places))) :: stride]:
             self.outcome.files += self.kill(f"in a file, at byte {place}", in_file(place))
 
     def at_moments(self, times: int) -> None:
@@ -248,7 +249,7 @@ def try_all(works: list[Work], times: int, seed: int = 0, stride: int = 1) -> It
             trial = Trial(work, Path(place), random.Random(f"{seed} {work.name}"))
             trial.at_steps(stride)
             if work.limited:
-                trial.in_files()
+                trial.in_files(stride)
             trial.at_moments(times)
             yield trial.outcome
 
@@ -273,7 +274,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--times", type=int, default=100, help="random moments for each kind of work")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument("--stride", type=int, default=1, help="of N steps, take one")
+    parser.add_argument("--stride", type=int, default=1, help="take one of N steps and files")
     parser.add_argument("--only", default="", help="beginnings of names, separated by commas")
     parser.add_argument("--works", default="killed_work", help="the module in tests/ that defines the work")
     parser.add_argument("--json", type=Path, help="a file to write what was seen to")
@@ -289,7 +290,7 @@ def main() -> None:
         print("\n    ".join([as_line(outcome), *outcome.problems]), flush=True)
         outcomes.append(outcome)
     if options.json:
-        options.json.write_text(json.dumps([asdict(outcome) for outcome in outcomes], indent=1))
+        options.json.write_text(json.dumps([vars(outcome) for outcome in outcomes], indent=1))
     sys.exit(any(outcome.problems for outcome in outcomes))
 
 

@@ -33,7 +33,7 @@ def outcomes(tmp_path_factory) -> list[dict]:
     # All but the whole command of training, which takes longer: its parts are among the others.
     only = ",".join(("save", "train: from", *KINDS[2:]))
     folder = tmp_path_factory.mktemp("kills")
-    return outcomes_of(folder, "--only", only, "--times", "2", "--stride", "3")
+    return outcomes_of(folder, "--only", only, "--times", "2", "--stride", "4")
 
 
 @pytest.mark.parametrize("kind", KINDS)
