@@ -18,11 +18,12 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch import Tensor, nn
 
-from minilm import checkpoint, parity
+from minilm import atomic, checkpoint, parity
 from minilm.config import ModelConfig
 from minilm.generate import generate
 from minilm.heads import CausalLM
@@ -425,11 +426,12 @@ def _lines(path: str) -> list[str]:
 
 
 def write(report: dict, folder: Path) -> tuple[Path, Path]:
-    """The report as JSON and its ratios as a picture."""
+    """The report as JSON and its ratios as a picture, each whole at any moment."""
     folder.mkdir(parents=True, exist_ok=True)
     data, picture = folder / "cpu.json", folder / "cpu.png"
-    data.write_text(json.dumps(report, indent=1) + "\n")
-    plot(report, picture)
+    atomic.write(data, json.dumps(report, indent=1) + "\n")
+    with atomic.replacing(picture) as file:
+        plot(report, file)
     return data, picture
 
 
@@ -454,8 +456,11 @@ COLOURS = {  # told apart by the colour-blind as well: Okabe and Ito 2008
 }
 
 
-def plot(report: dict, path: Path) -> None:
-    """How many times as fast as transformers each contestant is, by work; the line at 1 is transformers."""
+def plot(report: dict, file: Path | BinaryIO) -> None:
+    """How many times as fast as transformers each contestant is, by work, as a PNG file.
+
+    The line at 1 is transformers.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -488,5 +493,5 @@ def plot(report: dict, path: Path) -> None:
     machine = f"{report['machine']['cpu']}, {report['machine']['threads']} threads"
     title = f"{machine}; the line at 1 is transformers' default"
     figure.legend(handles, names, loc="outside upper center", ncols=4, title=title)
-    figure.savefig(path, dpi=110)
+    figure.savefig(file, format="png", dpi=110)
     plt.close(figure)

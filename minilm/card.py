@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from minilm import checkpoint
+from minilm import atomic, checkpoint
 from minilm.data import END, FIM_MIDDLE, FIM_PREFIX, FIM_SUFFIX, NGrams, Rows
 from minilm.generate import generate
 from minilm.heads import CausalLM
@@ -193,7 +193,7 @@ Mean share of attention; layers and heads are counted from 0.
 - to the token that followed the last occurrence of this one, on repeated random tokens (induction):
   {name_heads(report.induction, INDUCTION)}
 """
-    (directory / "README.md").write_text(card, encoding="utf-8")
+    atomic.write(directory / "README.md", card)
 
 
 def example_prompt(directory: Path) -> str:

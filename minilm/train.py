@@ -5,13 +5,12 @@ A run is a function of its recipe and its data alone: interrupted and resumed, i
 
 import functools
 import hashlib
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from math import cos, pi
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, BinaryIO
 
 import torch
 import typer
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.utils.checkpoint import checkpoint as recompute
 
-from minilm import card, checkpoint, data, families, parallel
+from minilm import atomic, card, checkpoint, data, families, parallel
 from minilm import loss as losses
 from minilm.config import ModelConfig
 from minilm.data import Rows
@@ -243,17 +242,13 @@ class Run:
         return {"recipe": asdict(self.recipe), "structure": repr(self.model.config), "data": ids}
 
     def save(self) -> None:
-        """Write the state beside its place, then move it there: a kill leaves the old one or the new."""
+        """Write the state over the last one: a kill leaves the old one or the new."""
         model, optimizer = parallel.whole_state(self.model, self.optimizer)
         if self.rank == 0:
             state = {"identity": self.identity(), "model": model, "optimizer": optimizer}
             state |= {"losses": self.progress.losses, "held_out": self.progress.held_out}
-            beside = self.path.with_suffix(".part")
-            with beside.open("wb") as file:
+            with atomic.replacing(self.path) as file:
                 torch.save(state, file)
-                file.flush()
-                os.fsync(file.fileno())  # the name may not reach the disk before the content does
-            os.replace(beside, self.path)
         if self.world > 1:
             torch.distributed.barrier()  # no process looks for the file before it is there
 
@@ -286,8 +281,8 @@ class Run:
             yield loss
 
 
-def plot_losses(progress: Progress, path: Path) -> None:
-    """The loss of each step and of the held-out text, in nats per token over steps."""
+def plot_losses(progress: Progress, file: Path | BinaryIO) -> None:
+    """The loss of each step and of the held-out text, in nats per token over steps, as a PNG file."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
@@ -296,7 +291,7 @@ def plot_losses(progress: Progress, path: Path) -> None:
     axes.plot(*zip(*progress.held_out, strict=True), marker="o", label="held out")
     axes.set(xlabel="step", ylabel="loss, nats per token")
     axes.legend()
-    figure.savefig(path, dpi=80)
+    figure.savefig(file, format="png", dpi=80)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -352,8 +347,7 @@ def finish(run: Run, tokenizer: Tokenizer, directory: Path) -> CausalLM:
     model.load_state_dict(torch.load(run.path, map_location="cpu", weights_only=True)["model"])
     model.family = run.model.family
     model.generation_config = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
-    checkpoint.save(model.to(torch.bfloat16), directory)
-    tokenizer.save(directory)
+    checkpoint.save(model.to(torch.bfloat16), directory, also=tokenizer.save)
     return checkpoint.load(directory, dtype=torch.float32)
 
 
@@ -436,7 +430,8 @@ def command(
         show(run, save_every, evaluate_every)
     if run.rank > 0:
         return
-    plot_losses(run.progress, directory / "loss.png")
+    with atomic.replacing(directory / "loss.png") as picture:
+        plot_losses(run.progress, picture)
     trained = finish(run, tokenizer, directory)
     report = card.measure(trained, tokenizer, train, held_out, evaluate(trained, held_out), fim > 0)
     card.write(directory, report, run.progress.held_out, recipe, text)

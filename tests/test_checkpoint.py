@@ -240,6 +240,41 @@ def test_an_interrupted_save_changes_nothing(references, tmp_path, monkeypatch, 
     assert [path for path in tmp_path.iterdir() if path.is_dir()] == []
 
 
+def test_a_save_that_is_cut_off_while_it_replaces_files_is_done(references, tmp_path, monkeypatch):
+    """The new model is whole, and loaded; transformers is told of none; the next save clears up."""
+    first, second = minilm.load(references("llama")[0]), minilm.load(references("qwen2")[0])
+    minilm.save(first, tmp_path)
+
+    def interrupted(source: Path, target: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(checkpoint.os, "link", interrupted)
+        minilm.save(second, tmp_path, also=lambda folder: (folder / "tokenizer.json").write_text("{}"))
+    assert same_bits(parameters_of(minilm.load(tmp_path)), parameters_of(second))
+    assert (checkpoint.resolve(tmp_path) / "tokenizer.json").is_file()
+    with pytest.raises(OSError):
+        load_reference(tmp_path)
+    minilm.save(second, tmp_path)
+    assert same_bits(weights_of(tmp_path), parameters_of(second))
+    assert [path for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("max_shard_bytes", [50_000, 10_000_000])
+def test_a_save_where_files_cannot_have_two_names(references, tmp_path, monkeypatch, max_shard_bytes):
+    """On a file system without hard links files are copied."""
+
+    def refused(source: Path, target: Path) -> None:
+        raise PermissionError("not supported here")
+
+    monkeypatch.setattr(checkpoint.os, "link", refused)
+    first, second = minilm.load(references("llama")[0]), minilm.load(references("qwen2")[0])
+    minilm.save(first, tmp_path, max_shard_bytes=50_000)
+    minilm.save(second, tmp_path, max_shard_bytes=max_shard_bytes)
+    assert same_bits(weights_of(tmp_path), parameters_of(second))
+    assert [path for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
 # ----------------------------------------------------------------------------------------------------------
 # Tied tables, buffers, dtypes
 

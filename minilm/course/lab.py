@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from math import isfinite
 from pathlib import Path
 
+from minilm import atomic
 from minilm.course import curves, sources
 from minilm.course.api import Text, answers_folder
 from minilm.table import Table
@@ -129,7 +130,7 @@ class Lab:
         )
         if path.exists():
             sources.back_up(path)
-        sources.write_whole(path, text + "\n")
+        atomic.write(path, text + "\n")
         near = sum(each.is_near for each in self.questions.values())
         return Text(
             f"handed in as {path.parent.name}/{path.name}: {len(self.questions)} measurements, {near} within "

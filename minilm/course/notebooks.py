@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from minilm import atomic
 from minilm.course import sources
 
 FIRST_LINE = re.compile(r"# %load -s (?P<names>[\w,]+) (?P<path>\S+)")
@@ -48,7 +49,7 @@ def sync(root: Path) -> list[Path]:
             if cell.cell_type == "code":
                 cell.source = in_step(cell.source, path.parent)
         if [cell.source for cell in notebook.cells] != before:
-            sources.write_whole(path, nbformat.writes(notebook) + "\n")
+            atomic.write(path, nbformat.writes(notebook) + "\n")
             changed.append(path)
     return changed
 
@@ -86,4 +87,4 @@ def execute(path: Path) -> Iterator[tuple[int, int]]:
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
-    sources.write_whole(path, nbformat.writes(notebook) + "\n")
+    atomic.write(path, nbformat.writes(notebook) + "\n")

@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from minilm import atomic
 from minilm.course import sources
 from minilm.course.spec import Exercise, Report
 
@@ -35,7 +36,7 @@ def write(folder: Path, record: Record) -> None:
     """Write a record in the place of an older one."""
     path = _path(folder, record.number)
     path.parent.mkdir(exist_ok=True)
-    sources.write_whole(path, json.dumps(asdict(record)))
+    atomic.write(path, json.dumps(asdict(record)))
 
 
 def note(folder: Path, exercise: Exercise, report: Report) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from minilm import atomic
 from minilm.course.spec import Exercise, Report
 
 START = 120.0  # seconds that a slow machine may take to import torch, before a learner's code runs
@@ -93,8 +94,8 @@ def run_module(
                importing torch. Only for a program without threads that has computed nothing yet.
     Raises:    Stopped if stop was set.
     """
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
-        results, printed = Path(temporary, "results"), Path(temporary, "printed")
+    with atomic.folder(Path(tempfile.gettempdir()), "checking") as temporary:
+        results, printed = temporary / "results", temporary / "printed"
         arguments = [str(results if argument is RESULTS else argument) for argument in arguments]
         with open(printed, "wb") as output:
             start = _fork if fork and hasattr(os, "fork") else _spawn

@@ -4,13 +4,13 @@ import ast
 import contextlib
 import importlib.util
 import itertools
-import os
 import re
 import sys
 import time
 from pathlib import Path
 from types import ModuleType
 
+from minilm import atomic
 from minilm.course.spec import Exercise, Unit
 
 BLOCK = re.compile(r"^( *)# BEGIN SOLUTION (\d+\.\d+)\n.*?^\1# END SOLUTION\n", re.MULTILINE | re.DOTALL)
@@ -80,7 +80,7 @@ def build(root: Path) -> list[Path]:
         if not target.exists() or target.read_text(encoding="utf-8") != text:
             if target.exists():
                 back_up(target)
-            write_whole(target, text)
+            atomic.write(target, text)
             written.append(target)
     return written
 
@@ -123,7 +123,7 @@ def reset(root: Path, folder: Path, exercises: list[Exercise]) -> list[Path]:
                     text = f"{text.rstrip()}\n\n\n{segment(stubs, name)}"  # it had been deleted
                 except SyntaxError:
                     text = stubs
-        write_whole(path, text)
+        atomic.write(path, text)
     return backups
 
 
@@ -134,16 +134,6 @@ def back_up(path: Path) -> Path:
     stamp = time.strftime("%Y%m%d-%H%M%S")
     for count in itertools.count():
         copy = folder / f"{path.stem}-{stamp}{f'-{count}' if count else ''}{path.suffix}"
-        with contextlib.suppress(FileExistsError), copy.open("xb") as file:
-            file.write(path.read_bytes())
+        with contextlib.suppress(FileExistsError):
+            atomic.create(copy, path.read_bytes())
             return copy
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file beside its place, then move it there: a kill leaves the old one or the new."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with beside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())  # the name may not reach the disk before the content does
-    os.replace(beside, path)
