@@ -6,9 +6,6 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
-
-EQUIVALENT = Path(__file__).with_name("mutants_equivalent.txt")
 
 OPERATORS = {
     ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Div,
@@ -140,7 +137,7 @@ def changed_calls(node: ast.Call) -> Iterator[tuple[ast.AST, ast.AST, str]]:
 
 
 def mutants(path: str, source: bytes) -> list[Mutant]:
-    """All changes of a module, in the order of its lines. Documentation, types and messages stay as they are."""
+    """All changes of a module, in the order of its lines; documentation, types and messages stay."""
     starts = [0]
     for text_line in source.splitlines(keepends=True):
         starts.append(starts[-1] + len(text_line))
@@ -184,9 +181,9 @@ def mutants(path: str, source: bytes) -> list[Mutant]:
         if isinstance(node, ast.ClassDef):
             inner = f"{function}.{node.name}".strip(".")
         guards = (
-            isinstance(node, ast.If)
-            and isinstance(node.body[0], ast.Raise)
-            or (guards and isinstance(node, ast.expr | ast.comprehension))
+            isinstance(node.body[0], ast.Raise)
+            if isinstance(node, ast.If)
+            else guards and isinstance(node, ast.expr | ast.comprehension)
         )
         requires = isinstance(node, ast.Call) and ast.unparse(node.func) == "require"
         for old, new, words in changes(node):
@@ -214,22 +211,20 @@ def own_lines(statement: ast.stmt) -> range:
     return range(statement.lineno, end + 1)
 
 
-def known_equivalents(path: str, made: list[Mutant]) -> set[Mutant]:
-    """The changes that are known to make no difference.
+def known_equivalents(path: str, made: list[Mutant], listed: str) -> set[Mutant]:
+    """The changes of a module that are listed as making no difference.
 
-    Each block of the list is a module and a line of its source, a change, and the reason.
-    Raises: ValueError for an entry that fits no change any more.
+    A block of the list is a module and a line of its source, a change's description, and the reason.
+    Raises: ValueError for an entry that fits no change any more, or has no reason.
     """
     by_key = {mutant.key: mutant for mutant in made}
     found = set()
-    for block in filter(None, EQUIVALENT.read_text(encoding="utf-8").strip().split("\n\n")):
+    for block in filter(None, listed.strip().split("\n\n")):
         place, change, *reason = (line.strip() for line in block.splitlines())
         module, line = place.split(": ", 1)
         if module != path:
             continue
         if (module, line, change) not in by_key or not reason:
-            raise ValueError(
-                f"{EQUIVALENT.name} has an entry that fits no change, or gives no reason:\n{block}"
-            )
+            raise ValueError(f"the list of equivalents has an entry without reason or change:\n{block}")
         found.add(by_key[module, line, change])
     return found

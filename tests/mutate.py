@@ -1,10 +1,10 @@
-"""Would the tests notice a mistake? Changes one place of a module at a time and runs the tests that execute it.
+"""Would the tests notice a mistake? Changes a module in one place, and runs the tests that execute it.
 
-    python -m tests.mutate --record tests/test_cache.py tests/test_laws.py    once, and when code or tests change
-    python -m tests.mutate minilm/masks.py minilm/rope.py --sample 60         then as often as you like
+    python -m tests.mutate --record tests/test_cache.py tests/test_laws.py    once, and after each change
+    python -m tests.mutate minilm/masks.py minilm/rope.py --sample 60         as often as you like
 
 A change that the tests notice is killed. One that they do not is a survivor: a test is missing, the code says
-more than it needs to, or the change makes no difference; the last kind stands in mutants_equivalent.txt with
+more than it needs to, or the change makes no difference; the last kind stands in mutants_equivalent.txt, with
 the reason. No file is touched, and nothing is imported twice that need not be:
 
     main process      has imported torch and transformers, but not minilm
@@ -39,7 +39,7 @@ import pytest
 
 from tests.mutants import Mutant, known_equivalents, mutants
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path.cwd()  # the repository
 RECORD = (
     ROOT / ".mutants.json"
 )  # what --record finds: which tests execute which lines, and how long they take
@@ -296,13 +296,14 @@ def main(words: list[str] | None = None) -> int:
     for name in known["libraries"]:
         with suppress(Exception):  # some modules only exist while another one is imported
             importlib.import_module(name)
+    listed = (ROOT / "tests/mutants_equivalent.txt").read_text(encoding="utf-8")
     trials, counts = [], {}
     for path in arguments.paths:
         if known["modules"].get(path, {}).get("digest") != digest(path):
             raise SystemExit(f"{path} is not what was recorded; run --record with the test files that use it")
         source = (ROOT / path).read_bytes()
         made = mutants(path, source)
-        equivalent = known_equivalents(path, made)
+        equivalent = known_equivalents(path, made, listed)
         chosen = [mutant for mutant in made if arguments.match in f"{mutant.function}: {mutant.description}"]
         if arguments.sample and arguments.sample < len(chosen):
             chosen = random.Random(arguments.seed).sample(chosen, arguments.sample)
