@@ -18,6 +18,7 @@ NAMES |= {new: old for old, new in NAMES.items()}
 DROPPED = (
     "float to long bool contiguous clone detach clamp abs flatten sorted reversed list tuple set".split()
 )
+EITHER_ORDER = ("min", "max", "minimum", "maximum")  # of their arguments gives the same
 NOTHING = ast.parse("__import__('contextlib').nullcontext()", mode="eval").body  # as decorator, as context
 NO_CODE = (ast.Raise, ast.JoinedStr, ast.Import, ast.ImportFrom, ast.pattern)  # messages, and what must parse
 
@@ -120,7 +121,8 @@ def changes(node: ast.AST) -> Iterator[tuple[ast.AST, ast.AST, str]]:
 def changed_calls(node: ast.Call) -> Iterator[tuple[ast.AST, ast.AST, str]]:
     """A call with two arguments swapped, a named one left out, another method, or not made at all."""
     function, arguments = node.func, node.args
-    for index, (first, second) in enumerate(pairwise(arguments)):
+    name = getattr(function, "attr", getattr(function, "id", ""))
+    for index, (first, second) in enumerate(pairwise(arguments) if name not in EITHER_ORDER else ()):
         if ast.dump(first) != ast.dump(second) and ast.Starred not in (type(first), type(second)):
             swapped = [*arguments[:index], second, first, *arguments[index + 2 :]]
             yield node, but(node, args=swapped), f"{ast.unparse(first)} and {ast.unparse(second)} swapped"

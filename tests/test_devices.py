@@ -27,7 +27,7 @@ def tokens(*shape: int) -> torch.Tensor:
 @pytest.mark.parametrize("backend", ["eager", "sdpa"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_pass_stays_on_its_device(family, backend):
-    """A prompt, then three tokens under a padding mask and a 4-D mask, then one; with every kind of output."""
+    """A prompt, three tokens with a padding mask, one with a 4-D mask; then a step of training."""
     model, eager = on_meta(family, backend=backend), backend == "eager"
     for cache in (
         minilm.DynamicCache(model.config),
