@@ -18,7 +18,7 @@ NAMES |= {new: old for old, new in NAMES.items()}
 DROPPED = (
     "float to long bool contiguous clone detach clamp abs flatten sorted reversed list tuple set".split()
 )
-EITHER_ORDER = ("min", "max", "minimum", "maximum")  # of their arguments gives the same
+EITHER_ORDER = ("min", "max", "minimum", "maximum", "transpose")  # of their arguments gives the same
 NOTHING = ast.parse("__import__('contextlib').nullcontext()", mode="eval").body  # as decorator, as context
 NO_CODE = (ast.Raise, ast.JoinedStr, ast.Import, ast.ImportFrom, ast.pattern)  # messages, and what must parse
 
@@ -163,7 +163,7 @@ def mutants(path: str, source: bytes) -> list[Mutant]:
         )
 
     def visit(node: ast.AST, function: str, lines: range, guards: bool, on_import: bool) -> None:
-        if isinstance(node, NO_CODE) or is_docstring(node):
+        if isinstance(node, NO_CODE) or is_docstring(node) or (on_import and is_alias(node)):
             return
         if isinstance(node, ast.FunctionDef):  # its defaults and decorators; they count where its body runs
             function, body = (
@@ -204,6 +204,12 @@ def mutants(path: str, source: bytes) -> list[Mutant]:
 def is_docstring(node: ast.AST) -> bool:
     """Whether a statement is only a text."""
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+
+
+def is_alias(node: ast.AST) -> bool:
+    """Whether a statement names a type: something in square brackets, and nothing is called."""
+    parts = [type(part) for part in ast.walk(node)]
+    return isinstance(node, ast.Assign) and ast.Subscript in parts and ast.Call not in parts
 
 
 def own_lines(statement: ast.stmt) -> range:

@@ -45,7 +45,8 @@ RECORD = (
 )  # what --record finds: which tests execute which lines, and how long they take
 QUIET = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
 LIBRARIES = "torch transformers hypothesis beartype jaxtyping einops safetensors tokenizers numpy".split()
-SURVIVED = "survived"
+KILLS = ROOT / ".mutants.killed.jsonl"  # what was killed once is not tried again, unless its module changes
+SURVIVED, NO_TEST, TIME_LIMIT = "survived", "no test", "time limit"
 
 
 @dataclass
@@ -117,10 +118,14 @@ def make_trial(known: dict, mutant: Mutant, source: bytes, budget: float) -> Tri
     lines, seconds = known["modules"][mutant.path]["lines"], known["seconds"]
     concerned = [str(line) for line in mutant.lines] if mutant.lines else list(lines)
     tests = {test for line in concerned for test in lines.get(line, ()) if test in seconds}
-    chosen, total = [], 0.0
+    chosen, total, files = [], 0.0, set()
     for test in sorted(tests, key=lambda test: (seconds[test], test)):
+        file = test.split("::")[0]
         if total > budget:
             break
+        if mutant.on_import and len(files) == 3 and file not in files:
+            continue  # importing many test files takes longer than running their tests
+        files.add(file)
         chosen.append(test)
         total += seconds[test]
     return Trial(mutant, mutant.changed(source), chosen, limit=30 + 5 * total)
@@ -150,7 +155,7 @@ def in_fork(work: Callable[[int], int], limit: float) -> str:
     if ended == (0, 0):
         os.waitpid(child, 0)
         os.close(reader)
-        return "time limit"
+        return TIME_LIMIT
     with os.fdopen(reader) as lines:
         witness = lines.readline().strip()
     code = os.waitstatus_to_exitcode(ended[1])
@@ -248,7 +253,7 @@ def try_all(trials: list[Trial]) -> Iterator[Trial]:
     tried = [trial for trial in trials if trial.tests]
     for trial in trials:
         if not trial.tests:
-            trial.verdict = "no test"
+            trial.verdict = NO_TEST
             yield trial
     files = sorted({test.split("::")[0] for trial in tried for test in trial.tests})
     reader, writer = os.pipe()
@@ -269,6 +274,12 @@ def try_all(trials: list[Trial]) -> Iterator[Trial]:
             yield trial
     if tried:
         os.waitpid(collector, 0)
+
+
+def read_kills() -> dict[tuple[str, ...], str]:
+    """Earlier kills: state of the module, path, line and change, and what noticed it."""
+    lines = KILLS.read_text(encoding="utf-8").splitlines() if KILLS.exists() else []
+    return {tuple(key): verdict for *key, verdict in map(json.loads, lines)}
 
 
 def main(words: list[str] | None = None) -> int:
@@ -297,6 +308,7 @@ def main(words: list[str] | None = None) -> int:
         with suppress(Exception):  # some modules only exist while another one is imported
             importlib.import_module(name)
     listed = (ROOT / "tests/mutants_equivalent.txt").read_text(encoding="utf-8")
+    killed = read_kills()
     trials, counts = [], {}
     for path in arguments.paths:
         if known["modules"].get(path, {}).get("digest") != digest(path):
@@ -308,17 +320,27 @@ def main(words: list[str] | None = None) -> int:
         if arguments.sample and arguments.sample < len(chosen):
             chosen = random.Random(arguments.seed).sample(chosen, arguments.sample)
         chosen.sort(key=lambda mutant: mutant.start)
-        counts[path] = Counter(made=len(made), tried=len(chosen), equivalent=len(equivalent & set(chosen)))
-        fresh = [mutant for mutant in chosen if mutant not in equivalent]
-        trials += [make_trial(known, mutant, source, arguments.seconds) for mutant in fresh]
+        count = counts[path] = Counter(made=len(made), tried=len(chosen))
+        for mutant in chosen:
+            verdict = killed.get((digest(path), *mutant.key), "")
+            if mutant in equivalent:
+                count["equivalent"] += 1
+            elif verdict:
+                count["killed"] += 1
+                count["time"] += verdict == TIME_LIMIT
+            else:
+                trials.append(make_trial(known, mutant, source, arguments.seconds))
     for trial in try_all(trials):
-        mutant, alive = trial.mutant, trial.verdict in (SURVIVED, "no test")
+        mutant, alive = trial.mutant, trial.verdict in (SURVIVED, NO_TEST)
         kind = ("guard" if mutant.guards else "alive") if alive else "killed"
         counts[mutant.path][kind] += 1
-        counts[mutant.path]["time"] += trial.verdict == "time limit"
+        counts[mutant.path]["time"] += trial.verdict == TIME_LIMIT
         if alive or arguments.verbose:
             print(f"{mutant.path}:{mutant.line} {kind} {mutant.function}: {mutant.source_line}")
             print(f"    {mutant.description}    [{trial.verdict}, {len(trial.tests)} tests]", flush=True)
+        if not alive:
+            with KILLS.open("a", encoding="utf-8") as kills:
+                kills.write(json.dumps([digest(mutant.path), *mutant.key, trial.verdict]) + "\n")
     columns = ("made", "tried", "killed", "time", "equivalent", "alive", "guard")
     print(f"{'module':<28}" + "".join(f"{column:>11}" for column in columns))
     for path, count in counts.items():
