@@ -38,11 +38,11 @@ def test_a_growing_layer_returns_all_it_was_given(sizes):
 
 def test_a_growing_layer_copies_each_token_a_constant_number_of_times():
     """Its buffer doubles: 1000 single tokens move it to a larger place four times after the first 64."""
-    layer, places = DynamicLayer(), set()
+    layer, moved = DynamicLayer(), {}
     for index in range(1000):
         layer.update(heads(1, index), heads(1, index))
-        places.add(layer.buffers[0].shape[2])
-    assert places == {64, 128, 256, 512, 1024}
+        moved.setdefault(layer.buffers[0].shape[2], index)
+    assert moved == {64: 0, 128: 64, 256: 128, 512: 256, 1024: 512}
 
 
 def test_a_growing_layer_can_be_trained_through():
@@ -54,6 +54,16 @@ def test_a_growing_layer_can_be_trained_through():
     (keys * torch.arange(4.0)[:, None]).sum().backward()
     assert first.grad[0, 0, :, 0].tolist() == [0, 1]
     assert second.grad[0, 0, :, 0].tolist() == [2, 3]
+
+
+def test_cropping_leaves_the_graph_alone():
+    """What was returned for a backward pass is not overwritten by what comes after a crop."""
+    layer, first = DynamicLayer(), heads(2).requires_grad_()
+    keys, values = layer.update(first, first)
+    layer.crop(1)
+    layer.update(heads(1, 5), heads(1, 5))
+    assert torch.equal(keys, heads(2)) and torch.equal(values, heads(2))
+    assert torch.equal(layer.buffers[0][:, :, :2], torch.cat((heads(1), heads(1, 5)), dim=2))
 
 
 @pytest.mark.parametrize("sizes", [[1] * 9, [9], [5, 1, 3], [2, 7]])
@@ -117,6 +127,43 @@ def test_repeat_and_select():
     assert cache.layers[0].buffers[0][:, 0, 0, 0].tolist() == [0, 0, 0, 100, 100, 100]
     cache.select(torch.tensor([5, 0]))
     assert cache.layers[1].buffers[1][:, 0, 0, 0].tolist() == [100, 0]
+
+
+def test_static_rows_are_selected_in_place():
+    """Both keys and values, a row perhaps twice, without another buffer."""
+    layer = StaticLayer(2, 3, 4, 4, torch.float32, "cpu")
+    layer.update(heads(3), -heads(3))
+    before = [buffer.data_ptr() for buffer in layer.buffers]
+    layer.select(torch.tensor([1, 1]))
+    for buffer, expected in zip(layer.buffers, (heads(3), -heads(3)), strict=True):
+        assert torch.equal(buffer[:, :, :3], expected[[1, 1]])
+    assert [buffer.data_ptr() for buffer in layer.buffers] == before
+
+
+@pytest.mark.parametrize(
+    "make", [DynamicLayer, lambda: SlidingLayer(4), lambda: StaticLayer(2, 3, 9, 4, torch.float32, "cpu")]
+)
+def test_a_reset_layer_is_as_new(make):
+    """It counts from 0 and returns nothing of before."""
+    layer = make()
+    layer.update(heads(5), heads(5))
+    layer.reset()
+    assert layer.length == layer.first_position == 0
+    keys, values = layer.update(heads(2, 7), -heads(2, 7))
+    assert torch.equal(keys, heads(2, 7)) and torch.equal(values, -heads(2, 7))
+
+
+def test_going_back_keeps_what_it_can():
+    """To any length where no layer slides; else to nothing, unless only the last update is taken back."""
+    config = FAMILIES["llama"].read_config(FAMILIES["llama"].tiny).replace(num_layers=2)
+    for windows, left in ((None, 3), ((None, 4), 0), ((4, None), 0)):
+        cache = minilm.DynamicCache(config.replace(layer_windows=windows))
+        for size in (5, 1, 2):
+            for layer in cache.layers:
+                layer.update(heads(size), heads(size))
+        assert cache.go_back(7) == cache.length == 7
+        assert cache.go_back(3) == left
+        assert [layer.length for layer in cache.layers] == [left, left]
 
 
 def test_a_static_cache_does_not_move():
