@@ -49,9 +49,9 @@ def test_a_growing_layer_can_be_trained_through():
     """Gradients reach keys of earlier updates, as a concatenation would give them."""
     first, second = (heads(2, place).requires_grad_() for place in (0, 2))
     layer = DynamicLayer()
-    layer.update(first, first)
+    squares = layer.update(first, first)[0].pow(2)  # its backward pass needs the keys as they were
     keys, _ = layer.update(second, second)
-    (keys * torch.arange(4.0)[:, None]).sum().backward()
+    ((keys * torch.arange(4.0)[:, None]).sum() + 0 * squares.sum()).backward()
     assert first.grad[0, 0, :, 0].tolist() == [0, 1]
     assert second.grad[0, 0, :, 0].tolist() == [2, 3]
 
@@ -115,6 +115,19 @@ def test_going_back_too_far_in_a_sliding_layer_is_refused():
     layer.crop(7)
     with pytest.raises(ValueError, match=r"slides over 4 tokens.*back from 7 to 5"):
         layer.crop(5)
+    with pytest.raises(ValueError, match="back from 7 to 6"):
+        layer.crop(6)
+
+
+def test_cropping_to_more_than_there_is_changes_nothing():
+    """Also in a sliding layer that has dropped nothing yet."""
+    for layer in (DynamicLayer(), SlidingLayer(4)):
+        layer.update(heads(2), heads(2))
+        for length in (2, 9):
+            layer.crop(length)
+            assert layer.length == 2
+        keys, _ = layer.update(heads(1, 2), heads(1, 2))
+        assert torch.equal(keys, heads(3))
 
 
 def test_repeat_and_select():
@@ -153,6 +166,30 @@ def test_a_reset_layer_is_as_new(make):
     assert torch.equal(keys, heads(2, 7)) and torch.equal(values, -heads(2, 7))
 
 
+def test_an_empty_cache_has_nothing_to_lose():
+    """Cropping, selecting and repeating before the first token do nothing."""
+    for family in ("gemma", "mistral"):
+        cache = minilm.DynamicCache(FAMILIES[family].read_config(FAMILIES[family].tiny))
+        cache.crop(0)
+        cache.select(torch.tensor([0, 0]))
+        cache.repeat(3)
+        assert cache.length == cache.nbytes == 0
+
+
+def test_a_static_cache_has_the_given_dtype_and_fits_to_the_last_token():
+    layer = StaticLayer(2, 3, 4, 4, torch.bfloat16, "cpu")
+    layer.update(heads(3).bfloat16(), heads(3).bfloat16())
+    keys, _ = layer.update(heads(1, 3).bfloat16(), heads(1, 3).bfloat16())
+    assert torch.equal(keys, heads(4).bfloat16())
+
+
+def test_a_sliding_layer_keeps_no_more_than_it_is_given():
+    """Keys and values are often views of one product with the queries, which may go."""
+    layer, fused = SlidingLayer(4), torch.randn(2, 3, 5, 12)
+    layer.update(fused[..., 4:8], fused[..., 8:])
+    assert [buffer.untyped_storage().nbytes() for buffer in layer.buffers] == [2 * 3 * 5 * 4 * 4] * 2
+
+
 def test_going_back_keeps_what_it_can():
     """To any length where no layer slides; else to nothing, unless only the last update is taken back."""
     config = FAMILIES["llama"].read_config(FAMILIES["llama"].tiny).replace(num_layers=2)
@@ -184,10 +221,13 @@ def test_clear_refusals():
     layer.update(heads(3), heads(3))
     with pytest.raises(ValueError, match="holds 4 tokens; it has 3 and cannot take 2 more"):
         layer.update(heads(2), heads(2))
-    with pytest.raises(ValueError, match=r"holds 2 rows of 3 heads of 4 dimensions.*have 1, 3 and 4"):
-        layer.update(heads(1, rows=1), heads(1, rows=1))
-    with pytest.raises(ValueError, match=r"holds torch\.float32 on cpu, the new keys are torch\.float64"):
-        layer.update(heads(1).double(), heads(1).double())
+    sliding = SlidingLayer(4)
+    sliding.update(heads(3), heads(3))
+    for held in (layer, sliding):
+        with pytest.raises(ValueError, match=r"holds 2 rows of 3 heads of 4 dimensions.*have 1, 3 and 4"):
+            held.update(heads(1, rows=1), heads(1, rows=1))
+        with pytest.raises(ValueError, match=r"holds torch\.float32 on cpu, the new keys are torch\.float64"):
+            held.update(heads(1).double(), heads(1).double())
     with pytest.raises(ValueError, match="keeps its 2 rows; 3 were selected"):
         layer.select(torch.tensor([0, 0, 1]))
     qwen, llama = (FAMILIES[name].read_config(FAMILIES[name].tiny) for name in ("qwen2", "llama"))
