@@ -139,6 +139,10 @@ def test_repeat_and_select():
     cache.repeat(3)
     assert cache.layers[0].buffers[0][:, 0, 0, 0].tolist() == [0, 0, 0, 100, 100, 100]
     cache.select(torch.tensor([5, 0]))
+    one_layer = minilm.DynamicCache(config.replace(num_layers=1))
+    one_layer.layers[0].update(heads(1), heads(1))
+    one_layer.repeat(2)
+    assert one_layer.layers[0].buffers[1][:, 0, 0, 0].tolist() == [0, 0, 100, 100]
     assert cache.layers[1].buffers[1][:, 0, 0, 0].tolist() == [100, 0]
 
 
@@ -169,7 +173,8 @@ def test_a_reset_layer_is_as_new(make):
 def test_an_empty_cache_has_nothing_to_lose():
     """Cropping, selecting and repeating before the first token do nothing."""
     for family in ("gemma", "mistral"):
-        cache = minilm.DynamicCache(FAMILIES[family].read_config(FAMILIES[family].tiny))
+        config = FAMILIES[family].read_config(FAMILIES[family].tiny)
+        cache = minilm.DynamicCache(config.replace(num_layers=1, layer_windows=config.layer_windows and (4,)))
         cache.crop(0)
         cache.select(torch.tensor([0, 0]))
         cache.repeat(3)
@@ -188,6 +193,18 @@ def test_a_sliding_layer_keeps_no_more_than_it_is_given():
     layer, fused = SlidingLayer(4), torch.randn(2, 3, 5, 12)
     layer.update(fused[..., 4:8], fused[..., 8:])
     assert [buffer.untyped_storage().nbytes() for buffer in layer.buffers] == [2 * 3 * 5 * 4 * 4] * 2
+
+
+def test_a_crop_that_one_layer_refuses_changes_none():
+    config = FAMILIES["llama"].read_config(FAMILIES["llama"].tiny).replace(num_layers=2)
+    for windows in ((None, 4), (4, None)):
+        cache = minilm.DynamicCache(config.replace(layer_windows=windows))
+        for _ in range(8):
+            for layer in cache.layers:
+                layer.update(heads(1), heads(1))
+        with pytest.raises(ValueError, match="back from 8 to 3"):
+            cache.crop(3)
+        assert [layer.length for layer in cache.layers] == [8, 8]
 
 
 def test_going_back_keeps_what_it_can():
@@ -237,6 +254,9 @@ def test_clear_refusals():
         minilm.DynamicCache(llama).crop(-1)
     with pytest.raises(ValueError, match="must be at least 1"):
         minilm.StaticCache(llama, 0, 5)
+    with pytest.raises(ValueError, match="max_length 0 must be at least 1"):
+        minilm.StaticCache(llama, 1, 0)
+    assert minilm.StaticCache(llama, 1, 1).max_length == 1
 
 
 def test_a_sliding_window_cache_stays_small():
