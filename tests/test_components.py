@@ -223,6 +223,14 @@ def test_apply_rope_turns_pairs_like_complex_numbers(rotary_dim):
     )  # position 0: no turn
 
 
+def test_a_part_of_a_head_is_told_by_its_width_alone():
+    """Four of eight dimensions, where there are also four heads and four tokens."""
+    query = torch.randn(1, 4, 4, 8)
+    inv_freq = rope.inverse_frequencies(4, 100.0)
+    turned, _ = rope.apply_rope(query, query, *rope.cos_sin(torch.arange(4)[None], inv_freq, torch.float32))
+    assert close(turned, as_complex_rotation(query, torch.arange(4)[None], inv_freq))
+
+
 def test_scores_depend_on_the_distance_alone():
     query, key = torch.randn(1, 1, 1, 16), torch.randn(1, 1, 1, 16)
     inv_freq = rope.inverse_frequencies(16, 100.0)
@@ -250,6 +258,9 @@ def test_dynamic_scaling_stretches_slow_pairs_most():
     plain = rope.inverse_frequencies(dim, 100.0)
     for length in (1, trained):
         assert torch.equal(rope.frequencies(config, dim, trained, length), plain)
+    # 1.3·32/32 - 0.3 is not quite 1 in fp32: at the trained length itself nothing must be stretched.
+    uneven = RopeConfig(scaling="dynamic", factor=1.3, theta=100.0)
+    assert torch.equal(rope.frequencies(uneven, dim, trained, trained), plain)
     for length in (trained + 1, 80):
         found = rope.frequencies(config, dim, trained, length)
         stretch = 2.5 * length / trained - 1.5
@@ -293,6 +304,13 @@ def test_yarn_leaves_fast_pairs_and_divides_slow_ones(factor, truncate):
         assert found[i].item() == pytest.approx(expected, rel=FP32 * 2)
 
 
+def test_yarn_ramp_ends_at_the_heads_last_dimension():
+    """Bounds beyond the dimensions 0 and dim - 1 are moved there, which makes the ramp steeper."""
+    found = rope.yarn_frequencies(32, 10.0, 4.0, 1000, beta_fast=200.0, beta_slow=0.5, truncate=False)
+    part = torch.arange(16) / 31  # of the way to fully divided
+    assert close(found, 10.0 ** (-torch.arange(16).double() / 16) * (1 - part + part / 4))
+
+
 def test_yarn_ramp_without_width():
     """Where both bounds fall on one pair, the ramp is a step and nothing is divided by zero."""
     found = rope.yarn_frequencies(8, 10_000.0, 4.0, 16, beta_fast=8.0, beta_slow=3.0, truncate=True)
@@ -308,12 +326,14 @@ def test_yarn_ramp_without_width():
         ({"factor": 4.0}, 0.1 * math.log(4) + 1),
         ({"factor": 1.0}, 1.0),
         ({"factor": 0.5}, 1.0),
+        ({"factor": 1.5}, 0.1 * math.log(1.5) + 1),
         ({"factor": 4.0, "attention_factor": 0.7}, 0.7),
         (
             {"factor": 4.0, "mscale": 0.8, "mscale_all_dim": 0.3},
             (0.08 * math.log(4) + 1) / (0.03 * math.log(4) + 1),
         ),
         ({"factor": 4.0, "mscale": 0.8}, 0.1 * math.log(4) + 1),  # one of the two alone says nothing
+        ({"factor": 4.0, "mscale_all_dim": 0.3}, 0.1 * math.log(4) + 1),
         ({"factor": 4.0, "attention_factor": 0.7, "mscale": 0.8, "mscale_all_dim": 0.3}, 0.7),
     ],
 )
@@ -326,7 +346,7 @@ def test_yarn_attention_factor(settings, expected):
 @pytest.mark.parametrize("factor", [1.0, 8.0])
 def test_llama3_leaves_short_wavelengths_and_divides_long_ones(factor):
     """Against a loop over pairs in float64, with pairs of all three kinds."""
-    dim, length, low, high = 32, 256, 1.0, 4.0
+    dim, length, low, high = 32, 256, 0.5, 4.0
     plain = rope.inverse_frequencies(dim, 500.0)
     found = rope.llama3_frequencies(plain, factor, low, high, length)
     kinds = set()
@@ -552,6 +572,36 @@ def test_a_query_that_sees_nothing_gets_nothing(backend, dtype):
     out.float().pow(2).sum().backward()
     assert all(torch.isfinite(leaf.grad).all() for leaf in leaves)
     assert not leaves[0].grad[:, :, 0].any()
+
+
+@pytest.mark.parametrize("queries", [1, 3])
+@pytest.mark.parametrize("backend", ["eager", "sdpa", "flash"])
+def test_each_head_may_have_a_mask_of_its_own(backend, queries):
+    """Heads that share a key head see other keys, and one of them none: as if each were alone."""
+    query, key = torch.randn(1, 4, queries, 8), torch.randn(1, 2, 4, 8)
+    mask = torch.stack([rows(" ".join([row] * queries)) for row in ("x.x.", "....", ".xxx", "xx..")])[None]
+    out, _ = backends.select(backend)(query, key, key, mask, scale=0.3)
+    for head in range(4):
+        shared = key[:, head // 2, None]
+        alone, _ = backends.eager_attention(
+            query[:, head, None], shared, shared, mask[:, head, None], scale=0.3
+        )
+        assert close(out[:, head, None], alone)
+    assert not out[:, 1].any()
+
+
+@pytest.mark.parametrize("queries", [1, 32])
+@pytest.mark.parametrize("backend", ["eager", "sdpa", "flash"])
+def test_dropout_drops_weights(backend, queries):
+    """Equal weights on 32 keys whose values are 1: with half of them dropped, the others count twice."""
+    query, key = torch.zeros(1, 8, queries, 4), torch.ones(1, 8, 32, 4)
+    mask = torch.ones(1, 1, queries, 32, dtype=torch.bool)
+    attend = backends.select(backend)
+    assert close(attend(query, key, key, mask, scale=1.0)[0], torch.ones(1, 8, queries, 4))
+    kept = attend(query, key, key, mask, scale=1.0, dropout=0.5)[0] * 32 / 2
+    assert close(kept, kept.round(), 1e-5)
+    assert kept.min() < 16 < kept.max()
+    assert kept.mean().item() == pytest.approx(16, abs=4)  # 8 or more draws, each with deviation √8
 
 
 # --------------------------------------------------------------------------------------------------

@@ -51,6 +51,11 @@ def test_a_batch_of_padding_alone():
     assert torch.equal(restored, torch.zeros(2, 3, 5))
 
 
+def test_a_batch_of_no_rows():
+    tokens = unpad.real_tokens(torch.zeros(0, 3, dtype=torch.long))
+    assert len(tokens.indices) == 0 and tokens.cu_seqlens.tolist() == [0] and tokens.longest == 0
+
+
 @settings(max_examples=40, deadline=None)
 @given(ragged_masks, st.sampled_from([(), (3,), (2, 5)]))
 def test_pad_undoes_unpad_and_its_gradient_is_unpad(rows, features):
