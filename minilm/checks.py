@@ -231,7 +231,7 @@ def cache(cache: object, config: ModelConfig) -> None:
 
 
 def prompt(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None, max_new_tokens: int) -> None:
-    """Refuse what cannot be continued: another kind of model, no text, too long a text, padding at its end."""
+    """Refuse what cannot be continued: no causal model, no text, too long a text, padding at its end."""
     task = getattr(model, "task", None)
     require(task is not None, f"model is {shown(model)}; give a model, such as minilm.load(name)")
     require(task == "causal-lm", f"a {task} model writes no text; load it with task='causal-lm'")
