@@ -140,10 +140,21 @@ def back_up(path: Path) -> Path:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file beside its place, then move it there: a kill leaves the old one or the new."""
+    """Write a file beside its place, then move it there: a kill leaves the old one or the new.
+
+    Raises: OSError where it cannot be written, naming the file; then nothing is left beside it.
+    """
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with beside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())  # the name may not reach the disk before the content does
-    os.replace(beside, path)
+    try:
+        with beside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())  # the name may not reach the disk before the content does
+        os.replace(beside, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            beside.unlink()
+        raise OSError(
+            f"{path} cannot be written ({error.strerror}); what was there is as it was. Make room, or give "
+            "another folder"
+        ) from None
