@@ -95,7 +95,9 @@ def _download(repo: str) -> Path:
     try:
         return Path(snapshot_download(repo, allow_patterns=patterns))
     except Exception as error:  # the Hub client raises many kinds, all meaning that it could not be had
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        if isinstance(error, json.JSONDecodeError):
+            reason = "its answer is no JSON, as where a proxy or a login page answers in its place"
         raise CheckpointError(
             f"could not get {repo!r} from the Hub ({reason}). If this is a local directory, check its path. "
             "Offline, copy the repository's directory here and give its path, or use smollm2 (python -m "
