@@ -183,7 +183,7 @@ def learned_positions(position_ids: Tensor, limit: int) -> None:
 
 
 def mask(
-    attention_mask: Tensor | None, batch: int, length: int, seen: int, heads: int, device: torch.device
+    attention_mask: object, batch: int, length: int, seen: int, heads: int, device: torch.device
 ) -> None:
     """Refuse a mask of another shape, or one that means something else than it does here."""
     if attention_mask is None:
@@ -230,7 +230,7 @@ def cache(cache: object, config: ModelConfig) -> None:
         )
 
 
-def prompt(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None, max_new_tokens: int) -> None:
+def prompt(model: object, input_ids: object, attention_mask: object, max_new_tokens: object) -> None:
     """Refuse what cannot be continued: no causal model, no text, too long a text, padding at its end."""
     task = getattr(model, "task", None)
     require(task is not None, f"model is {shown(model)}; give a model, such as minilm.load(name)")
@@ -265,14 +265,14 @@ def prompt(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None, m
     )
 
 
-def beams(num_beams: int, length_penalty: float, early_stopping: bool) -> None:
+def beams(num_beams: object, length_penalty: object, early_stopping: object) -> None:
     """Refuse settings of a search that cannot be."""
     whole_number("num_beams", num_beams, 1, "it must be at least 1")
     finite_number("length_penalty", length_penalty, lambda x: True, "it must be finite (1 is usual)")
     flags(early_stopping=early_stopping)
 
 
-def draft(given: nn.Module, config: ModelConfig, total: int) -> None:
+def draft(given: object, config: ModelConfig, total: int) -> None:
     """Refuse a model that cannot guess for one of this structure, in a text of up to `total` tokens."""
     require(
         getattr(given, "task", None) == "causal-lm",

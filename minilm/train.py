@@ -454,7 +454,6 @@ def command(
         length,
         tied,
     )
-    directory.mkdir(parents=True, exist_ok=True)
     if fresh:
         (directory / STATE).unlink(missing_ok=True)
     with parallel.processes(device) as mesh:
@@ -462,6 +461,7 @@ def command(
         model = CausalLM(config).to(device)
         model.family = chosen.model_type
         run = Run(model, recipe, train, held_out, directory, mesh)
+        directory.mkdir(parents=True, exist_ok=True)  # not before the last setting has been looked at
         run.resume()
         show(run, save_every, evaluate_every)
     if run.rank > 0:
