@@ -20,6 +20,7 @@ from minilm import (
     bench,
     card,
     checkpoint,
+    checks,
     command_line,
     describe,
     families,
@@ -56,7 +57,7 @@ TopP = Annotated[
     typer.Option(help="With --sample: draw from the best tokens that have this probability together."),
 ]
 Compile = Annotated[bool, typer.Option("--compile", help="Compile the decoding step first: faster on a CPU.")]
-Seed = Annotated[int, typer.Option(help="With --sample: makes drawing repeatable.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="With --sample: makes drawing repeatable.")]
 
 
 def dtype_named(name: str | None) -> torch.dtype | None:
@@ -64,14 +65,6 @@ def dtype_named(name: str | None) -> torch.dtype | None:
     if name is not None and name not in DTYPES:
         raise ValueError(f"dtype {name!r} does not exist; choose one of {', '.join(DTYPES)}")
     return DTYPES[name] if name else None
-
-
-def usable_device(name: str) -> torch.device:
-    """The device that an option names, if this machine and this torch have it."""
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {name!r} cannot be used here ({str(error).splitlines()[0]})") from None
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -252,7 +245,7 @@ def continue_text(
     ids = tokenizer.encode(prompt)
     if not ids:
         raise ValueError("the prompt is empty; give at least one word to continue")
-    model = checkpoint.load(source, backend=backend, dtype=dtype_named(dtype), device=usable_device(device))
+    model = checkpoint.load(source, backend=backend, dtype=dtype_named(dtype), device=checks.device(device))
     generate(
         model,
         torch.tensor([ids], device=device),
@@ -295,7 +288,7 @@ def chat(
     """Talk with a model that was trained for it. /reset starts anew; /exit or Ctrl-D ends."""
     tokenizer = load_tokenizer(source)
     tokenizer.require_chat_template()
-    model = checkpoint.load(source, backend=backend, dtype=dtype_named(dtype), device=usable_device(device))
+    model = checkpoint.load(source, backend=backend, dtype=dtype_named(dtype), device=checks.device(device))
     generator = torch.Generator(device).manual_seed(seed)
     messages: list[dict[str, str]] = []
     cache, known = DynamicCache(model.config), []  # what the model has read, and the ids of it

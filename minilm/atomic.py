@@ -32,7 +32,10 @@ def write(path: Path, content: str | bytes) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to, which takes its place when the block ends; an error in the block leaves the old."""
+    """A file to write to, which takes its place when the block ends; an error in the block leaves the old.
+
+    Raises: OSError where it cannot be written, naming the file.
+    """
     remove_leftovers(path.parent)
     beside = hidden(path.parent, "writing")
     try:
@@ -40,9 +43,19 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             yield file
         sync(beside)
         os.replace(beside, path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            beside.unlink()
+        if isinstance(error, OSError):
+            raise unwritten(path, error.strerror) from None
         raise
+
+
+def unwritten(path: Path, reason: str | None) -> OSError:
+    """The error for a file that could not be written."""
+    return OSError(
+        f"{path} cannot be written ({reason}); what was there is as it was. Make room, or give another folder"
+    )
 
 
 def create(path: Path, content: str | bytes) -> None:

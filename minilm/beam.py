@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from minilm import checks
 from minilm.cache import DynamicCache, StaticCache
 from minilm.heads import CausalLM
 
@@ -82,7 +83,8 @@ def beam_search(
     scores = torch.full((batch, num_beams), UNREACHABLE, device=device)
     scores[:, 0] = 0.0  # the beams of a prompt start equal; only the first counts, or all would stay equal
     # More candidates than beams, so that enough remain when the best ones end.
-    candidates = num_beams * max(2, 1 + len(stop_ids))
+    vocab_size = model.config.vocab_size
+    candidates = num_beams * min(max(2, 1 + len(stop_ids)), vocab_size)
 
     if attention_mask is not None:
         attention_mask = attention_mask.repeat_interleave(num_beams, dim=0)
@@ -99,6 +101,7 @@ def beam_search(
         logits = out.logits[:, -1].repeat_interleave(num_beams, dim=0)
         cache.repeat(num_beams)
 
+    checks.scores(logits, model)
     for count in range(1, max_new_tokens + 1):
         log_probs = adjust(logits.float().log_softmax(dim=-1), running, attention_mask)
         totals, parents, tokens = beam_step(scores, log_probs.view(batch, num_beams, -1), candidates)

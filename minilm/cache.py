@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from minilm import checks
 from minilm.config import ModelConfig
 
 Heads = Float[Tensor, "batch kv_heads length head_dim"]
@@ -193,6 +194,7 @@ class DynamicCache:
     memory: Memory | None = None  # filled by the first pass that is given one
 
     def __init__(self, config: ModelConfig):
+        checks.structure(config, "a cache")
         windows = (config.window(index) for index in range(config.num_layers))
         self.layers = [DynamicLayer() if window is None else SlidingLayer(window) for window in windows]
 
@@ -253,6 +255,7 @@ class SlidingWindowCache(DynamicCache):
     """A cache for a model of which every layer slides: its memory does not grow beyond the window."""
 
     def __init__(self, config: ModelConfig):
+        checks.structure(config, "a cache")
         growing = [index for index in range(config.num_layers) if config.window(index) is None]
         if growing:
             raise ValueError(
@@ -273,8 +276,11 @@ class StaticCache(DynamicCache):
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
     ):
-        if batch_size < 1 or max_length < 1:
-            raise ValueError(f"batch_size {batch_size} and max_length {max_length} must be at least 1")
+        checks.structure(config, "a cache")
+        for name, size in (("batch_size", batch_size), ("max_length", max_length)):
+            checks.whole_number(name, size, 1, "it must be at least 1")
+        checks.dtype(dtype)
+        device = checks.device(device)
         self.max_length = max_length
         self.layers = [
             StaticLayer(batch_size, config.num_kv_heads, max_length, config.head_dim, dtype, device)

@@ -4,11 +4,11 @@ A load is complete or refused. Weights stay memory-mapped: a tensor is read from
 used.
 """
 
+import contextlib
 import json
 import logging
 import os
 import re
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 from torch import Tensor
 
-from minilm import atomic, backends, families
+from minilm import backends, checks, families, staging
 from minilm.config import ConfigError, ModelConfig
 from minilm.families.base import CLASS_SUFFIXES, Family, default_label_names
 from minilm.heads import TASKS
@@ -27,8 +27,7 @@ from minilm.task import TaskModel
 logger = logging.getLogger("minilm")
 SHIPPED = Path(__file__).parent / "checkpoints"  # small trained models that are part of the package
 INDEX = "model.safetensors.index.json"
-READY = ".minilm-saved"  # a folder in a checkpoint directory: see _put_in_place
-PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "consolidated.00.pth")
+PICKLES = re.compile(r".+\.(bin|pt|pth|ckpt)(\.index\.json)?")  # how files of pickled weights are called
 
 
 class CheckpointError(ValueError):
@@ -54,25 +53,36 @@ def shipped() -> list[str]:
 
 def resolve(source: str | os.PathLike) -> Path:
     """The local directory or .gguf file that a source means; a Hub name is downloaded once."""
-    path = Path(source).expanduser()
-    if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
-        return path / READY if _is_cut_off(path) else path
-    name = str(source)
+    if not isinstance(source, str | os.PathLike):
+        raise CheckpointError(f"{checks.shown(source)} is no checkpoint; give its path or name as a string")
+    path, name = _expanded(source), os.fspath(source)
+    if name and (path.is_dir() or (path.is_file() and path.suffix == ".gguf")):
+        return staging.current(path)
     if path.is_file():
         raise CheckpointError(
             f"{name} is a file of a kind that is not read here; give its directory, or a .gguf file"
         )
     for folder in (SHIPPED, cache_dir()):
-        if re.fullmatch(r"[\w.-]+", name) and (folder / name / "config.json").is_file():
+        if re.fullmatch(r"[\w.-]{1,96}", name) and (folder / name / "config.json").is_file():
             return folder / name
     if name == "smollm2":
         raise CheckpointError("smollm2 has not been fetched yet; run: python -m minilm fetch smollm2")
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
         return _download(name)
     raise CheckpointError(
         f"there is no checkpoint {name!r}; give a directory, a .gguf file, a Hub name like owner/model, "
         f"smollm2, or one of those that ship with minilm: {', '.join(shipped())}"
     )
+
+
+def _expanded(source: str | os.PathLike) -> Path:
+    """The path with ~ written out; one that the system cannot look up is that of nothing."""
+    path = Path(source)
+    with contextlib.suppress(OSError, ValueError, RuntimeError):  # too long, a null character, nobody's home
+        path = path.expanduser()
+        path.exists()
+        return path
+    return Path(os.devnull) / "nothing"
 
 
 def _download(repo: str) -> Path:
@@ -83,7 +93,9 @@ def _download(repo: str) -> Path:
     try:
         return Path(snapshot_download(repo, allow_patterns=patterns))
     except Exception as error:  # the Hub client raises many kinds, all meaning that it could not be had
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        if isinstance(error, json.JSONDecodeError):
+            reason = "its answer is no JSON, as where a proxy or a login page answers in its place"
         raise CheckpointError(
             f"could not get {repo!r} from the Hub ({reason}). If this is a local directory, check its path. "
             "Offline, copy the repository's directory here and give its path, or use smollm2 (python -m "
@@ -99,8 +111,10 @@ def read_json(path: Path) -> dict:
     """A JSON object from a file, or an error that names the file."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror}); a JSON file is needed") from None
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}. Get the file again") from None
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} holds a {type(values).__name__}; a JSON object is needed")
     return values
@@ -113,25 +127,22 @@ def read_config(source: str | os.PathLike) -> tuple[Family, ModelConfig]:
         from minilm import gguf_reader
 
         return families.read_config(gguf_reader.read_config(path))
-    if not (path / "config.json").is_file():
-        raise CheckpointError(f"{path} has no config.json, so it is not a checkpoint directory")
+    if not (path / "config.json").exists():
+        raise CheckpointError(
+            f"{path} has no config.json, so it is not a checkpoint directory; give the one that has it"
+        )
     return families.read_config(read_json(path / "config.json"))
 
 
 def weight_files(directory: Path) -> list[Path]:
     """The safetensors files of a directory: the one, or the shards that its index names."""
     single, index = directory / "model.safetensors", directory / INDEX
-    if single.is_file():
+    if single.is_dir():
+        raise CheckpointError(f"{single} is a directory; the file of that name is needed, so get it again")
+    if single.exists():
         return [single]
-    if not index.is_file():
-        pickles = [name for name in PICKLES if (directory / name).exists()]
-        if pickles:
-            raise CheckpointError(
-                f"{directory} holds its weights as {pickles[0]}, a pickle, which can run code when it is "
-                "opened. Convert it once where you trust it: "
-                "AutoModelForCausalLM.from_pretrained(…).save_pretrained(…)"
-            )
-        raise CheckpointError(f"{directory} has neither model.safetensors nor {INDEX}")
+    if not index.exists():
+        raise CheckpointError(_why_no_weights(directory))
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise CheckpointError(f"{index} has no weight_map of tensor names to file names")
@@ -145,6 +156,34 @@ def weight_files(directory: Path) -> list[Path]:
             f"{index} names {', '.join(missing) or 'no shards'}, which {directory} does not have"
         )
     return [directory / name for name in names]
+
+
+def _why_no_weights(directory: Path) -> str:
+    """What a directory without safetensors holds in their place, and what to do."""
+    names = sorted(path.name for path in directory.iterdir())
+    pickles = [name for name in names if PICKLES.fullmatch(name)]
+    if pickles:
+        return (
+            f"{directory} holds its weights as {pickles[0]}, a pickle, which can run code when it is "
+            "opened. Convert it once where you trust it: "
+            "AutoModelForCausalLM.from_pretrained(…).save_pretrained(…)"
+        )
+    files = [name for name in names if name.endswith(".gguf")]
+    if files:
+        return f"{directory} holds its weights as GGUF; load the file itself: {directory / files[0]}"
+    if "model.safetensors" in names:
+        return (
+            f"{directory / 'model.safetensors'} is a link to a file that is not there; copy the file itself"
+        )
+    if "adapter_model.safetensors" in names:
+        return (
+            f"{directory} holds an adapter to the weights of another model; merge the two with the peft "
+            "package (merge_and_unload) and save the result"
+        )
+    return (
+        f"{directory} has neither model.safetensors nor {INDEX}; copy the weights there. (From the Hub only "
+        "safetensors are downloaded; a repository of pickles has to be converted first)"
+    )
 
 
 def read_tensors(directory: Path) -> dict[str, Tensor]:
@@ -277,9 +316,12 @@ def load(
         raise ValueError(
             f"num_labels is for classifiers; leave it out for {task}, which has outputs of its own"
         )
-    if num_labels is not None and num_labels < 1:
-        raise ValueError(f"num_labels is {num_labels}; a classifier needs at least one")
+    if num_labels is not None:
+        checks.whole_number("num_labels", num_labels, 1, "a classifier needs at least one")
     backends.select(backend)  # so that a wrong name is refused here, not by the first forward pass
+    device = checks.device(device)
+    if dtype is not None:
+        checks.dtype(dtype)
     path = resolve(source)
     family, config = read_config(path)
     if num_labels not in (None, config.num_labels):
@@ -294,8 +336,12 @@ def load(
     else:
         tensors = read_tensors(path)
         generation_file = path / "generation_config.json"
-        generation_config = read_json(generation_file) if generation_file.is_file() else {}
+        generation_config = read_json(generation_file) if generation_file.exists() else {}
         architectures = read_json(path / "config.json").get("architectures")
+        if not isinstance(architectures, list | None):
+            raise CheckpointError(
+                f"{path / 'config.json'} says architectures = {architectures!r}; it must be a list of names"
+            )
     assign(model, family, tensors, architectures)
     model.family, model.generation_config = family.model_type, generation_config
     return model.to(device=device, dtype=dtype or common_dtype(dict(model.named_parameters()))).eval()
@@ -318,12 +364,8 @@ def save(
 
     also: writes more files of the checkpoint into a folder that it is given, such as a tokenizer's `save`.
     """
-    if model.family is None:
-        known = ", ".join(families.FAMILIES)
-        raise ValueError(
-            f"this model has no family yet, so its weights have no names; set model.family: {known}"
-        )
-    family = families.get_family(model.family)
+    family = _family_of(model)
+    checks.whole_number("max_shard_bytes", max_shard_bytes, 1, "it must be at least 1")
     config = family.write_config(model.config, model.task) | {
         "dtype": str(model.dtype).removeprefix("torch.")
     }
@@ -335,79 +377,54 @@ def save(
     plan = split_torch_state_dict_into_shards(
         state, filename_pattern="model{suffix}.safetensors", max_shard_size=max_shard_bytes
     )
+    texts = {"generation_config.json": model.generation_config} if model.generation_config else {}
+    texts |= {"config.json": config}
+    if plan.is_sharded:
+        texts |= {INDEX: {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}}
+    files = {name: {member: state[member] for member in names}
+             for name, names in plan.filename_to_tensors.items()}  # fmt: skip
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    _finish(directory)  # what an earlier save, which was killed, had not put in place
-    with atomic.folder(directory, "saving") as staged:
-        for name, members in plan.filename_to_tensors.items():
-            save_file({member: state[member] for member in members}, staged / name, metadata={"format": "pt"})
-        if plan.is_sharded:
-            write_json(staged / INDEX, {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename})
-        if model.generation_config:
-            write_json(staged / "generation_config.json", model.generation_config)
-        write_json(staged / "config.json", config)
-        if also is not None:
-            also(staged)
-        mask = os.umask(0)
-        os.umask(mask)
-        for path in staged.iterdir():
-            os.chmod(path, 0o666 & ~mask)  # safetensors lets only the owner read what it writes
-            atomic.sync(path)
-        os.chmod(staged, 0o777 & ~mask)
-        _put_in_place(staged, directory)
+    is_new = not directory.exists()
+    try:
+        with staging.replacing(directory) as folder:
+            for name, tensors in files.items():
+                save_file(tensors, folder / name, metadata={"format": "pt"})
+            for name, values in texts.items():
+                write_json(folder / name, values)
+            if also is not None:
+                also(folder)
+    except BaseException as error:
+        if is_new:
+            with contextlib.suppress(OSError):
+                directory.rmdir()
+        if not isinstance(error, OSError | safetensors.SafetensorError):
+            raise
+        reason = getattr(error, "strerror", None) or error
+        raise OSError(
+            f"the model cannot be saved in {directory} ({reason}); what was there is as it was. "
+            "Mend that, or give another directory"
+        ) from None
 
 
-def _put_in_place(staged: Path, directory: Path) -> None:
-    """Make the files of a whole checkpoint, in a folder inside a directory, those of the directory.
-
-    Where one file alone is another than before, it is replaced: that is one step. Else a mixture of two
-    checkpoints cannot be avoided for a moment, but it can be kept from being read. The folder is renamed to
-    READY; the old config.json goes, without which no library loads the directory, and `load` takes READY;
-    the new files get their names; and config.json comes last.
-    """
-    names = {path.name for path in staged.iterdir()}
-    changed = [name for name in names if not _holds(directory / name, staged / name)]
-    if len(changed) == 1 and not _stale(directory, names):
-        os.replace(staged / changed[0], directory / changed[0])
-        return
-    os.rename(staged, directory / READY)
-    (directory / "config.json").unlink(missing_ok=True)
-    _finish(directory)
-
-
-def _finish(directory: Path) -> None:
-    """Give the files in READY their places, or remove it where they have them. Where this was cut off, do it
-    again.
-    """
-    ready = directory / READY
-    if _is_cut_off(directory):
-        names = {path.name for path in ready.iterdir()}
-        for path in _stale(directory, names):
-            path.unlink()
-        for name in names - {"config.json"}:
-            (directory / name).unlink(missing_ok=True)
-            try:
-                os.link(ready / name, directory / name)  # READY must stay whole until config.json is in place
-            except OSError:  # this file system has no hard links
-                shutil.copyfile(ready / name, directory / name)
-        os.replace(ready / "config.json", directory / "config.json")
-    shutil.rmtree(ready, ignore_errors=True)
-
-
-def _is_cut_off(directory: Path) -> bool:
-    """Whether the checkpoint of a directory lies in READY, because a save was killed in its last steps."""
-    return (directory / READY / "config.json").is_file() and not (directory / "config.json").is_file()
-
-
-def _stale(directory: Path, names: set[str]) -> list[Path]:
-    """What an earlier save of another model left: it would be read instead of these files, or beside them."""
-    paths = (*directory.glob("model*.safetensors*"), *directory.glob("generation_config.json"))
-    return [path for path in paths if path.name not in names]
-
-
-def _holds(path: Path, new: Path) -> bool:
-    """Whether a file has the content of a new one already; of weights, which are large, this is not asked."""
-    return path.suffix != ".safetensors" and path.is_file() and path.read_bytes() == new.read_bytes()
+def _family_of(model: TaskModel) -> families.Family:
+    """The family whose names a model's weights get in a file."""
+    if not isinstance(model, TaskModel):
+        raise ValueError(f"save writes a model of minilm, and got {checks.shown(model)}; load or make one")
+    if model.family is None:
+        known = ", ".join(families.FAMILIES)
+        raise ValueError(
+            f"this model has no family yet, so its weights have no names; set model.family: {known}"
+        )
+    if model.device.type == "meta":
+        raise ValueError("this model is on the device meta and has no weights to save; load it on cpu")
+    try:
+        json.dumps(model.generation_config)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"model.generation_config cannot be written as JSON ({error}); it may hold numbers, strings, "
+            "lists and dictionaries"
+        ) from None
+    return families.get_family(model.family)
 
 
 def write_json(path: Path, values: Mapping) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
+from math import inf
 from types import NoneType, UnionType
 from typing import Literal, get_args, get_origin, get_type_hints
 
@@ -60,9 +61,12 @@ class RopeConfig:
 
     def __post_init__(self):
         _check_fields(self)
-        require(self.theta > 0, f"RoPE theta is {self.theta}; it must be positive (10000 is usual)")
+        require(
+            0 < self.theta < inf,
+            f"RoPE theta is {self.theta}; it must be positive and finite (10000 is usual)",
+        )
         require(0 < self.fraction <= 1, f"RoPE fraction is {self.fraction}; it must lie in (0, 1]")
-        require(self.factor > 0, f"RoPE factor is {self.factor}; it must be positive")
+        require(0 < self.factor < inf, f"RoPE factor is {self.factor}; it must be positive and finite")
         if self.scaling in ("yarn", "llama3"):
             length = self.original_max_positions
             require(
@@ -76,6 +80,14 @@ class RopeConfig:
                 f"llama3 scaling needs high_freq_factor ({self.high_freq_factor}) > "
                 f"low_freq_factor ({self.low_freq_factor}) > 0",
             )
+        require(
+            self.beta_fast >= self.beta_slow > 0,
+            f"yarn scaling needs beta_fast ({self.beta_fast}) >= beta_slow ({self.beta_slow}) > 0",
+        )
+        require(
+            self.attention_factor is None or self.attention_factor > 0,
+            f"attention_factor is {self.attention_factor}; it must be positive, or None for the usual one",
+        )
 
 
 @dataclass(frozen=True)
@@ -148,6 +160,10 @@ class ModelConfig:
         for name in ("norm_eps", "init_std"):
             value = getattr(self, name)
             require(value >= 0, f"{name} is {value}; it must not be negative")
+        for name, kind, words in (("eos_token_ids", int, "integers"), ("label_names", str, "names")):
+            value = getattr(self, name)
+            fits = isinstance(value, tuple) and all(type(each) is kind for each in value)
+            require(fits, f"{name} is {value!r}; it must be a tuple of {words}")
         require(
             self.num_heads % self.num_kv_heads == 0,
             f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads ({self.num_kv_heads}), "
@@ -164,6 +180,10 @@ class ModelConfig:
         )
         if self.rope is not None:
             require(
+                isinstance(self.rope, RopeConfig),
+                f"rope is {self.rope!r}; give a RopeConfig, or None for learned positions",
+            )
+            require(
                 self.rotary_dim > 0 and self.rotary_dim % 2 == 0,
                 f"{self.rope.fraction:g} of head_dim {self.head_dim} rotates {self.rotary_dim} dimensions; "
                 "pairs are turned, so it must be an even, positive number",
@@ -174,12 +194,16 @@ class ModelConfig:
             )
         if self.layer_windows is not None:
             require(
+                isinstance(self.layer_windows, tuple),
+                f"layer_windows is {self.layer_windows!r}; give a tuple with a window or None for each layer",
+            )
+            require(
                 len(self.layer_windows) == self.num_layers,
                 f"layer_windows has {len(self.layer_windows)} entries for {self.num_layers} layers",
             )
             for window in self.layer_windows:
                 require(
-                    window is None or (isinstance(window, int) and window > 0),
+                    window is None or (type(window) is int and window > 0),
                     f"a sliding window of {window} keys; it must be at least 1 (the query's own), or None "
                     "for all",
                 )

@@ -158,6 +158,8 @@ CORPORA = {"topics": library_topics, "stdlib": library_sources}
 
 def read_corpus(source: Sequence[str]) -> Documents:
     """The documents of a named corpus, or of files and folders."""
+    if not source:
+        raise ValueError(f"no text was named; give text files, folders, or one of {', '.join(CORPORA)}")
     documents = CORPORA[source[0]]() if list(source) in [[name] for name in CORPORA] else None
     if documents is None:
         documents = read_files([Path(name).expanduser() for name in source])
@@ -279,6 +281,8 @@ def fill_in_the_middle(
     prefix, middle, suffix, end = (
         tokenizer.encode(token)[0] for token in (FIM_PREFIX, FIM_MIDDLE, FIM_SUFFIX, END)
     )
+    if length < 32:
+        raise ValueError(f"rows of {length} tokens; gaps to fill need 32 or more, 16 of them for its marks")
     room = length - 16  # four special tokens, and some where a token is cut in two or an indentation changes
     documents = []
     for text in texts:

@@ -19,7 +19,7 @@ import typer
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from minilm import checkpoint, data
+from minilm import checkpoint, checks, data
 from minilm.heads import SequenceClassifier
 from minilm.tokenizer import Tokenizer, load_tokenizer
 from minilm.train import Recipe, clip_gradients, learning_rate, make_optimizer
@@ -78,9 +78,15 @@ def read_examples(path: Path) -> tuple[Examples, Examples]:
     Raises: ValueError with the line that is none, and where fewer than two labels occur.
     """
     pairs = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not UTF-8 text; save it as such") from None
+    for number, line in enumerate(lines, 1):
         try:
             entry = json.loads(line)
+            if not isinstance(entry["text"], str) or not entry["text"].strip():
+                raise ValueError("there is no text")
             pairs[entry["text"]] = str(entry["label"])
         except (ValueError, KeyError, TypeError):
             raise ValueError(
@@ -220,7 +226,9 @@ def command(
     length: Annotated[int, typer.Option(help="Tokens of a text; a longer one loses its end.")] = 128,
     lr: Annotated[float, typer.Option(help="The highest learning rate.")] = 3e-4,
     warmup: Annotated[int, typer.Option(help="Steps until it is reached.")] = 50,
-    seed: Annotated[int, typer.Option(help="Of the new head and of the order of the texts.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**31, help="Of the new head and of the order of the texts.")
+    ] = 0,
 ) -> None:
     """Teach a trained model to label texts, beside what counting words achieves.
 
@@ -229,6 +237,9 @@ def command(
     from tqdm import tqdm
 
     recipe = Recipe(steps=steps, rows=rows, micro_rows=rows, length=length, lr=lr, warmup=warmup, seed=seed)
+    checks.require(
+        not directory.exists() or directory.is_dir(), f"{directory} is a file; give a directory for the model"
+    )
     train, held_out = load_examples(text)
     print(f"{len(train):,} texts to learn from, {len(held_out):,} held out; labels: {', '.join(train.names)}")
     torch.manual_seed(seed)  # for the new head

@@ -7,8 +7,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from minilm import checks
 from minilm.beam import beam_search
 from minilm.cache import DynamicCache, StaticCache
+from minilm.checks import require
 from minilm.compiled import SLOTS, CompiledStep
 from minilm.cross_attention import read_memory
 from minilm.heads import CausalLM
@@ -69,23 +71,18 @@ class Choosing:
     repetition_penalty: float = 1.0
 
     def __post_init__(self):
-        require(
-            self.temperature > 0,
-            f"temperature is {self.temperature}; it must be positive (do_sample=False always takes the best)",
-        )
-        for name, low_allowed in (("top_p", False), ("min_p", True)):
-            value = getattr(self, name)
-            fits = value is None or (0 <= value <= 1 and (low_allowed or value > 0))
-            interval = "[0, 1]" if low_allowed else "(0, 1]"
-            require(fits, f"{name} is {value}; it must lie in {interval}, or be None to keep all tokens")
-        require(
-            self.top_k is None or self.top_k > 0,
-            f"top_k is {self.top_k}; it must be at least 1, or None to keep all tokens",
-        )
-        require(
-            self.repetition_penalty > 0,
-            f"repetition_penalty is {self.repetition_penalty}; it must be positive (1 changes nothing)",
-        )
+        number, no_filter = checks.number, "or be None to keep all tokens"
+        checks.flags(do_sample=self.do_sample)
+        allowed = "it must be positive (do_sample=False always takes the best)"
+        number("temperature", self.temperature, lambda x: x > 0, allowed)
+        if self.top_k is not None:
+            checks.whole_number("top_k", self.top_k, 1, "it must be at least 1, or None to keep all tokens")
+        if self.top_p is not None:
+            number("top_p", self.top_p, lambda x: 0 < x <= 1, f"it must lie in (0, 1], {no_filter}")
+        if self.min_p is not None:
+            number("min_p", self.min_p, lambda x: 0 <= x <= 1, f"it must lie in [0, 1], {no_filter}")
+        allowed = "it must be positive (1 changes nothing)"
+        number("repetition_penalty", self.repetition_penalty, lambda x: x > 0, allowed)
 
     def penalized(self, logits: Logits, input_ids: Ids, attention_mask: Ids | None) -> Logits:
         """The logits of the tokens that already stand in the row, made smaller where that was asked for."""
@@ -154,10 +151,9 @@ def generate(
     Returns: prompt and new tokens; a row that ended early goes on with pad_token_id.
     Raises: ValueError for settings that cannot be, before anything is computed.
     """
-    require(model.task == "causal-lm", f"a {model.task} model writes no text; load it with task='causal-lm'")
     choosing = Choosing(do_sample, temperature, top_k, top_p, min_p, repetition_penalty)
-    _check_prompt(model, input_ids, attention_mask, max_new_tokens)
-    require(num_beams >= 1, f"num_beams is {num_beams}; it must be at least 1")
+    checks.prompt(model, input_ids, attention_mask, max_new_tokens)
+    checks.beams(num_beams, length_penalty, early_stopping)
     require(
         not (num_beams > 1 and do_sample),
         "beam search does not draw tokens; use num_beams=1 or do_sample=False",
@@ -166,10 +162,19 @@ def generate(
         not (num_beams > 1 and streamer),
         "beams change their past, so nothing can be streamed; use num_beams=1",
     )
+    checks.flags(compile=compile)
+    for name, value, kind in (("generator", generator, torch.Generator), ("streamer", streamer, Streamer)):
+        require(
+            value is None or isinstance(value, kind),
+            f"{name} is {checks.shown(value)}; give a {kind.__name__}, or None",
+        )
     if draft is not None:
+        drafter = make_draft(draft, model, input_ids.shape[1] + max_new_tokens)
         plain = choosing == Choosing() and num_beams == 1 and input_ids.shape[0] == 1
         require(
-            plain, "guessing ahead works for one row of greedy decoding without a penalty; leave draft=None"
+            plain,
+            "guessing ahead works for one row of greedy decoding without a penalty; leave draft=None, or "
+            f"give one row ({input_ids.shape[0]} were given) and leave the settings for choosing as they are",
         )
     stop_ids = torch.tensor(end_tokens(model, eos_token_id), dtype=torch.long, device=input_ids.device)
     pad_id = _pad_token(model, pad_token_id, stop_ids)
@@ -194,6 +199,12 @@ def generate(
         seen < input_ids.shape[1] and (seen == 0 or num_beams == 1),
         f"the cache has seen {seen} tokens and input_ids has {input_ids.shape[1]}; give the whole text, "
         "which must be longer than what the cache has seen (cache.crop(n) takes some back), and no beams",
+    )
+    room = getattr(cache, "max_length", total)
+    require(
+        total - 1 <= room,  # the last new token is not read
+        f"the static cache has room for {room} tokens, and a text of {input_ids.shape[1]} with "
+        f"{max_new_tokens} new ones needs {total - 1}; make it with a larger max_length",
     )
     if max_new_tokens == 0:
         return input_ids
@@ -228,7 +239,7 @@ def generate(
                 model,
                 input_ids,
                 cache,
-                make_draft(draft),
+                drafter,
                 max_new_tokens=max_new_tokens,
                 stop_ids=stop_ids,
                 put=streamer.put if streamer is not None else lambda token: None,
@@ -269,6 +280,7 @@ def _decode(
     running = torch.ones(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
     unread = input_ids[:, cache.length :]
     logits = model(unread, attention_mask=attention_mask, cache=cache, logits_to_keep=1).logits[:, -1]
+    checks.scores(logits, model)
     for remaining in reversed(range(max_new_tokens)):
         token = choosing.next_token(logits.float(), input_ids, attention_mask, generator)
         token = torch.where(running, token, pad_id)
@@ -286,32 +298,31 @@ def _decode(
 
 def end_tokens(model: CausalLM, eos_token_id: int | Iterable[int] | None) -> list[int]:
     """The ids that end a row: those given, else generation_config.json's, else config.json's."""
-    if eos_token_id is None:
-        eos_token_id = model.generation_config.get("eos_token_id")
-    if eos_token_id is None:
-        eos_token_id = model.config.eos_token_ids
-    return [eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id)
+    if eos_token_id is not None:
+        words = ", several of them, [] to never stop, or None for the checkpoint's own"
+        return checks.token_numbers("eos_token_id", eos_token_id, model.config.vocab_size, words)
+    own = model.generation_config.get("eos_token_id")
+    own = model.config.eos_token_ids if own is None else own
+    return [own] if isinstance(own, int) else list(own)
 
 
-def make_draft(draft: str | CausalLM) -> Draft:
-    """Who guesses: the text so far, or a smaller model."""
-    require(
-        draft == "lookup" or isinstance(draft, CausalLM),
-        f"draft is {draft!r}; give 'lookup' or a smaller model",
-    )
-    return prompt_lookup if draft == "lookup" else DraftModel(draft)
-
-
-def require(condition: bool, message: str) -> None:
-    """Raise ValueError(message) unless the condition holds."""
-    if not condition:
-        raise ValueError(message)
+def make_draft(draft: str | CausalLM, model: CausalLM, total: int) -> Draft:
+    """Who guesses: the text so far, or a smaller model that can read up to `total` of the same tokens."""
+    if draft == "lookup":
+        return prompt_lookup
+    checks.draft(draft, model.config, total)
+    return DraftModel(draft)
 
 
 def _pad_token(model: CausalLM, pad_token_id: int | None, stop_ids: Tensor) -> int:
     """What fills a row after its end; any id serves where nothing is ever filled."""
-    candidates = (pad_token_id, model.generation_config.get("pad_token_id"), model.config.pad_token_id)
-    given = next((candidate for candidate in candidates if candidate is not None), None)
+    known = model.config.vocab_size
+    if pad_token_id is not None:
+        allowed = f"it must be an id from 0 to {known - 1}, or None for the model's own"
+        checks.whole_number("pad_token_id", pad_token_id, 0, allowed, below=known)
+        return pad_token_id
+    own = (model.generation_config.get("pad_token_id"), model.config.pad_token_id)  # some files say -1: none
+    given = next((each for each in own if each is not None and 0 <= each < known), None)
     if given is not None:
         return given
     return int(stop_ids[0]) if len(stop_ids) else 0
@@ -329,31 +340,3 @@ def _make_cache(model: CausalLM, cache: str | DynamicCache, rows: int, total: in
     for layer in growing.layers:  # a buffer that need not grow need not be copied, nor be twice too large
         layer.room = min(total, MOST_ROOM)
     return growing
-
-
-def _check_prompt(
-    model: CausalLM, input_ids: Tensor, attention_mask: Tensor | None, max_new_tokens: int
-) -> None:
-    require(
-        input_ids.ndim == 2 and input_ids.numel() > 0,
-        f"input_ids is {tuple(input_ids.shape)}; give [batch, length] with at least one token, for instance "
-        "the tokenizer's beginning-of-text token",
-    )
-    require(max_new_tokens >= 0, f"max_new_tokens is {max_new_tokens}; it must be 0 or more")
-    length, limit = input_ids.shape[1], model.config.max_positions
-    require(
-        model.config.rope is not None or length + max_new_tokens <= limit,
-        f"{length} prompt tokens and {max_new_tokens} new ones are {length + max_new_tokens}, but this model "
-        f"has learned {limit} positions; shorten one of them",
-    )
-    if attention_mask is None:
-        return
-    require(
-        attention_mask.shape == input_ids.shape,
-        f"attention_mask is {tuple(attention_mask.shape)}; it must have the shape of input_ids, "
-        f"{tuple(input_ids.shape)}",
-    )
-    require(
-        bool(attention_mask[:, -1].all()),
-        "a row ends in padding, and new tokens would follow it; pad rows on the left to generate from them",
-    )

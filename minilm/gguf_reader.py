@@ -29,6 +29,7 @@ METADATA = {
     "rms_norm_eps": "attention.layer_norm_rms_epsilon",
     "rope_theta": "rope.freq_base",
 }
+OPTIONAL = ("num_key_value_heads", "head_dim", "rope_theta")  # these have a usual value
 # Metadata that repeats what other entries say, or that does not change what the model computes.
 HEAD_WIDTHS = ("rope.dimension_count", "attention.value_length")
 IGNORED = ("vocab_size", "rope.scaling.type", "tensor_data_layout")
@@ -67,7 +68,7 @@ def _parse(path: Path, _changed: int) -> gguf.GGUFReader:
     try:
         return gguf.GGUFReader(path)
     except Exception as error:  # the parser meets broken files with whatever its arithmetic raises
-        raise ConfigError(f"{path} cannot be read as GGUF: {error}") from None
+        raise ConfigError(f"{path} cannot be read as GGUF: {error}. Download or convert it again") from None
 
 
 def metadata(reader: gguf.GGUFReader, name: str, default=None):
@@ -105,6 +106,8 @@ def read_config(path: Path) -> dict:
     }
     for key, name in METADATA.items():
         value = metadata(reader, f"{architecture}.{name}")
+        if value is None and key not in OPTIONAL:
+            raise ConfigError(f"{path} has no metadata {architecture}.{name}; convert the model again")
         if value is not None:
             # Floats are stored in 32 bits: 1e-05 would come back as 9.999999747378752e-06.
             values[key] = float(str(np.float32(value))) if isinstance(value, float) else value

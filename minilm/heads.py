@@ -3,7 +3,7 @@
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from minilm import loss, pooling
+from minilm import checks, loss, pooling
 from minilm.cache import DynamicCache
 from minilm.config import ModelConfig
 from minilm.linear import fast_linear
@@ -55,10 +55,9 @@ class CausalLM(TaskModel):
                         encoder_hidden_states); a cache keeps it, so only its first pass is given one.
         memory_mask:    [batch, memory_length] with 1 = real (encoder_attention_mask).
         """
-        if logits_to_keep < 0:
-            raise ValueError(
-                f"logits_to_keep is {logits_to_keep}; give how many last positions to score, or 0 for all"
-            )
+        checks.whole_number(
+            "logits_to_keep", logits_to_keep, 0, "give how many last positions to score, or 0 for all"
+        )
         if labels is not None and logits_to_keep:
             raise ValueError(
                 "a loss needs the logits of every position; leave logits_to_keep at 0 with labels"
@@ -69,6 +68,8 @@ class CausalLM(TaskModel):
             memory=memory, memory_mask=memory_mask,
         )  # fmt: skip
         logits = self.score_tokens(out.hidden[:, -logits_to_keep:])
+        if labels is not None:
+            checks.labels(labels, *logits.shape[:2])
         value = None if labels is None else loss.next_token_loss(logits, labels)
         return ModelOutput(logits, value, out.cache, out.attentions, out.hidden_states, out.cross_attentions)
 

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from minilm import backends, cross_attention, masks, rope
+from minilm import backends, checks, cross_attention, masks, rope
 from minilm.attention import Attention
 from minilm.cache import DynamicCache, DynamicLayer
 from minilm.config import ModelConfig
@@ -90,6 +90,7 @@ class Decoder(nn.Module):
 
     def __init__(self, config: ModelConfig, backend: str = "sdpa"):
         super().__init__()
+        checks.structure(config, "a model")
         self.config = config
         self.embed_tokens = make_table(config.vocab_size, config.hidden_size)
         if config.rope is None:
@@ -142,16 +143,18 @@ class Decoder(nn.Module):
             )
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
-        if input_ids is not None:
-            self._check_ids(input_ids)
+        config, device = self.config, self.embed_tokens.weight.device
+        if inputs_embeds is None:
+            checks.token_ids(input_ids, config.vocab_size, device)
+        else:
+            checks.embeddings(inputs_embeds, config.hidden_size, device)
+        if cache is not None:
+            checks.cache(cache, config)
         x = self.embed(input_ids) if inputs_embeds is None else inputs_embeds
-        if cache is not None and len(cache.layers) != len(self.layers):
-            raise ValueError(
-                f"the cache has {len(cache.layers)} layers and the model {len(self.layers)}; "
-                "make one with DynamicCache(model.config)"
-            )
-        seen = cache.length if cache is not None else 0
-        self._check_mask(attention_mask, x.shape[0], x.shape[1], seen)
+        (batch, length), seen = x.shape[:2], cache.length if cache is not None else 0
+        checks.mask(attention_mask, batch, length, seen, config.num_heads, device)
+        if position_ids is not None:
+            checks.positions(position_ids, batch, length, device)
 
         x, cos_sin = self.place(x, position_ids, attention_mask, seen)
         packing = self._packing(attention_mask, x, seen)
@@ -260,37 +263,5 @@ class Decoder(nn.Module):
             made[window] = masks.visible(positions[:, -query_length:], positions, key_valid, window)
         return made
 
-    def _check_ids(self, input_ids: Tensor) -> None:
-        # Reading the extremes would make a GPU wait; its own assertion catches the error there.
-        if input_ids.device.type != "cpu" or input_ids.numel() == 0 or torch.compiler.is_compiling():
-            return
-        low, high = int(input_ids.min()), int(input_ids.max())
-        if low < 0 or high >= self.config.vocab_size:
-            raise ValueError(
-                f"token ids run from {low} to {high}; this model knows 0 to {self.config.vocab_size - 1}. "
-                "Was the text encoded with another model's tokenizer?"
-            )
-
     def _check_positions(self, position_ids: Tensor) -> None:
-        if position_ids.device.type == "cpu" and int(position_ids.max()) >= self.config.max_positions:
-            raise ValueError(
-                f"position {int(position_ids.max())} was asked for; this model has learned "
-                f"{self.config.max_positions} positions, 0 to {self.config.max_positions - 1}. Shorten the "
-                "text"
-            )
-
-    @staticmethod
-    def _check_mask(attention_mask: Tensor | None, batch: int, length: int, seen: int) -> None:
-        if attention_mask is None:
-            return
-        keys = seen + length
-        if attention_mask.ndim == 2 and attention_mask.shape == (batch, keys):
-            return
-        fits_4d = attention_mask.shape[2:] == (length, keys) and attention_mask.shape[0] in (1, batch)
-        if fits_4d and attention_mask.dtype == torch.bool:
-            return
-        raise ValueError(
-            f"attention_mask is {tuple(attention_mask.shape)} {attention_mask.dtype}; allowed are [batch, "
-            f"keys] = ({batch}, {keys}) with 1 = real token ({seen} cached and {length} new), or a 4-D "
-            f"boolean mask [batch, heads or 1, {length}, {keys}] with True = visible"
-        )
+        checks.learned_positions(position_ids, self.config.max_positions)

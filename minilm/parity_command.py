@@ -8,7 +8,7 @@ import typer
 from rich.progress import Progress
 from rich.table import Table
 
-from minilm import backends, checkpoint, families, fuzz, parity
+from minilm import backends, checkpoint, checks, families, fuzz, parity
 from minilm.command_line import console, say
 
 
@@ -29,6 +29,13 @@ def compare(
     seed: Annotated[int, typer.Option(min=0, help="With --fuzz: the first seed.")] = 0,
 ) -> None:
     """Compare checkpoints with transformers. Exit code 1 where they differ by more than rounding."""
+    checks.finite_number("tolerance", tolerance, lambda x: x >= 0, "it must be 0 or more, and finite")
+    if tolerance and not trace:
+        raise ValueError(f"--tolerance {tolerance:g} is for --trace; give both, or leave it out")
+    if seed and not fuzzed:
+        raise ValueError(f"--seed {seed} is for --fuzz; give both, or leave it out")
+    if trace and backend:
+        raise ValueError("--trace compares the eager operations; leave out --backend")
     if fuzzed:
         if trace or dtype or backend:
             raise ValueError(

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from minilm import checks
 from minilm.cache import DynamicCache
 from minilm.heads import CausalLM
 
@@ -75,6 +76,8 @@ def speculate(
         guessed = draft(ids, min(guesses, total - len(ids) - 1))
         step = torch.tensor([unread + guessed], device=input_ids.device)
         logits = model(step, cache=cache, logits_to_keep=len(guessed) + 1).logits[0]
+        if len(ids) == input_ids.shape[1]:
+            checks.scores(logits, model)
         chosen = logits.float().argmax(dim=-1).tolist()
         right = next(
             (i for i, (a, b) in enumerate(zip(guessed, chosen, strict=False)) if a != b), len(guessed)

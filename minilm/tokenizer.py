@@ -5,10 +5,12 @@ loads.
 import functools
 import os
 from collections.abc import Iterable, Sequence
+from numbers import Integral
 from pathlib import Path
 
 from torch import Tensor
 
+from minilm import checks
 from minilm.checkpoint import CheckpointError, resolve
 
 # How GGUF files name the rule that cuts text into words before merging; each is built by _pre_tokenizer.
@@ -46,6 +48,7 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, with the special tokens that the model was trained to see around it."""
+        checks.require(isinstance(text, str), f"text is {checks.shown(text)}; give one string")
         return self._fast.encode(text)
 
     def decode(self, ids: Sequence[int] | Tensor, skip_special_tokens: bool = False) -> str:
@@ -77,17 +80,46 @@ class Tokenizer:
         messages: dictionaries with "role" ("system", "user" or "assistant") and "content".
         """
         self.require_chat_template()
-        return self._fast.apply_chat_template(
-            list(messages), add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=False
-        )
+        messages = _checked(messages)
+        from jinja2 import TemplateError  # transformers needs it for templates too
+
+        try:
+            return self._fast.apply_chat_template(
+                messages, add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=False
+            )
+        except TemplateError as error:
+            raise ValueError(
+                f"the checkpoint's chat template does not take this conversation ({error}); ask in the order "
+                "that it was trained on, or mend chat_template.jinja"
+            ) from None
 
     def save(self, directory: str | os.PathLike) -> None:
         """Write tokenizer.json and its settings, as transformers reads them."""
+        Path(directory).mkdir(parents=True, exist_ok=True)  # transformers would not write, and not say so
         self._fast.save_pretrained(directory)
 
 
 def _to_list(ids: Sequence[int] | Tensor) -> list[int]:
-    return ids.tolist() if isinstance(ids, Tensor) else list(ids)
+    """The ids of one row as integers; refuses what is none, such as the -100 of labels."""
+    found = ids.tolist() if isinstance(ids, Tensor) else ids
+    if isinstance(found, Iterable) and not isinstance(found, str | bytes):
+        found = list(found)
+        if all(isinstance(each, Integral) and 0 <= each < 2**31 for each in found):
+            return found
+    raise ValueError(f"ids are {checks.shown(found)}; give one row of integers, each 0 or more")
+
+
+def _checked(messages: Iterable[dict[str, str]]) -> list[dict[str, str]]:
+    """A conversation as a list; refuses what a template would write down as something else."""
+    found = list(messages) if isinstance(messages, Iterable) and not isinstance(messages, str) else []
+    for each in found or [messages]:
+        fits = isinstance(each, dict) and all(isinstance(each.get(key), str) for key in ("role", "content"))
+        if not found or not fits:
+            raise ValueError(
+                f'a message is {checks.shown(each)}; give a list of one or more dictionaries with "role" '
+                '("system", "user" or "assistant") and "content", both strings'
+            )
+    return found
 
 
 def load_tokenizer(source: str | os.PathLike) -> Tokenizer:
@@ -103,10 +135,12 @@ def load_tokenizer(source: str | os.PathLike) -> Tokenizer:
     from transformers import AutoTokenizer  # imported here: it takes seconds, and computing does not need it
 
     try:
-        return Tokenizer(AutoTokenizer.from_pretrained(path))
+        # Without the last argument, a directory could ask whether to run code of its own.
+        return Tokenizer(AutoTokenizer.from_pretrained(path, trust_remote_code=False))
     except Exception as error:  # the parsers of many formats raise many kinds, all meaning a broken file
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise CheckpointError(
-            f"the tokenizer in {path} cannot be read ({error}); copy it again from the original model"
+            f"the tokenizer in {path} cannot be read ({reason}); copy it again from the original model"
         ) from None
 
 

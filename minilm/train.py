@@ -5,6 +5,7 @@ A run is a function of its recipe and its data alone: interrupted and resumed, i
 
 import functools
 import hashlib
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.utils.checkpoint import checkpoint as recompute
 
-from minilm import atomic, card, checkpoint, data, families, parallel
+from minilm import card, checkpoint, checks, data, families, parallel, training_state
 from minilm import loss as losses
 from minilm.config import ModelConfig
 from minilm.data import Rows
@@ -49,13 +50,23 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self):
-        for name in ("steps", "rows", "micro_rows", "lr", "clip"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be positive")
-        if not 0 <= self.warmup < self.steps:
-            raise ValueError(
-                f"warmup is {self.warmup}; of {self.steps} steps it can take 0 to {self.steps - 1}"
-            )
+        for name in ("steps", "rows", "micro_rows", "length"):
+            checks.whole_number(name, getattr(self, name), 1, "it must be positive")
+        for name in ("lr", "clip"):
+            checks.finite_number(name, getattr(self, name), lambda x: x > 0, "it must be positive and finite")
+        allowed = f"of {self.steps} steps it can take 0 to {self.steps - 1}"
+        checks.whole_number("warmup", self.warmup, 0, allowed, below=self.steps)
+        checks.whole_number("seed", self.seed, 0, "it must be 0 or more")
+        checks.number(
+            "final_lr", self.final_lr, lambda x: 0 <= x <= 1, "it must lie in [0, 1], a share of lr"
+        )
+        allowed = "it must be 0 or more, and finite"
+        checks.finite_number("weight_decay", self.weight_decay, lambda x: x >= 0, allowed)
+        pair = isinstance(self.betas, tuple) and len(self.betas) == 2
+        checks.require(pair, f"betas is {checks.shown(self.betas)}; it must be two numbers")
+        for beta in self.betas:
+            checks.number("one of betas", beta, lambda x: 0 <= x < 1, "it must lie in [0, 1)")
+        checks.flags(bf16=self.bf16, checkpointing=self.checkpointing)
 
 
 def learning_rate(step: int, recipe: Recipe) -> float:
@@ -214,6 +225,13 @@ class Run:
                 f"packed rows of {recipe.length} tokens have one mask for all layers, and this model has a "
                 f"window of {min(windows)}; train with --length {min(windows)} or without a window"
             )
+        tokens = int((train.documents >= 0).sum())
+        if tokens < recipe.length:
+            raise ValueError(
+                f"a row has {recipe.length} tokens and the text to train on {tokens} in all; train with "
+                f"--length {tokens} or less, or on more text"
+            )
+        checks.require(len(held_out) > 0, "there is no held-out text; give two documents or more")
         self.rank, self.world = (0, 1) if mesh is None else (mesh.get_rank(), mesh.size())
         if recipe.rows % (recipe.micro_rows * self.world):
             raise ValueError(
@@ -247,8 +265,7 @@ class Run:
         if self.rank == 0:
             state = {"identity": self.identity(), "model": model, "optimizer": optimizer}
             state |= {"losses": self.progress.losses, "held_out": self.progress.held_out}
-            with atomic.replacing(self.path) as file:
-                torch.save(state, file)
+            training_state.write(state, self.path)
         if self.world > 1:
             torch.distributed.barrier()  # no process looks for the file before it is there
 
@@ -256,19 +273,22 @@ class Run:
         """Go on where the file in the directory stops, if there is one."""
         if not self.path.exists():
             return
-        state = torch.load(self.path, map_location=self.model.device, weights_only=True)
-        mine = self.identity()
+        state, mine = training_state.read(self.path, self.model.device), self.identity()
         changed = [name for name, value in state["identity"].items() if value != mine[name]]
         if changed:
             raise ValueError(
                 f"{self.path} belongs to a run with another {' and '.join(changed)}; give the same options "
                 "to go on with it, --fresh to start again, or another directory"
             )
+        if state["model"].keys() != self.model.state_dict().keys():
+            raise ValueError(f"{self.path} does not hold this model's weights; start again with --fresh")
         parallel.load_whole_state(self.model, self.optimizer, (state["model"], state["optimizer"]))
         self.progress = Progress(state["losses"], [tuple(pair) for pair in state["held_out"]])
 
     def steps(self, save_every: int, evaluate_every: int) -> Iterator[float]:
         """Do the remaining steps; give the loss of each, after what was due has been saved."""
+        for name, every in (("save_every", save_every), ("evaluate_every", evaluate_every)):
+            checks.whole_number(name, every, 1, "it must be at least 1 step")
         while self.step < self.recipe.steps:
             rows = self.train[rows_of_step(self.step, len(self.train), self.recipe)].to(self.model.device)
             loss = update(self.model, self.optimizer, rows, self.step, self.recipe, self.rank, self.world)
@@ -316,6 +336,9 @@ def build_config(
     head's share of hidden_size. The end-of-text token is id 0 and also begins and pads texts.
     """
     small = family.read_config(family.tiny)
+    checks.whole_number("num_heads", num_heads, 1, "it must be a positive integer")
+    if head_dim is None:
+        head_dim = hidden_size // num_heads
     if num_kv_heads is None:
         num_kv_heads = 1 if small.num_kv_heads == 1 else max(1, num_heads // small.groups)
     return small.replace(
@@ -324,7 +347,7 @@ def build_config(
         num_layers=num_layers,
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
-        head_dim=head_dim or hidden_size // num_heads,
+        head_dim=head_dim,
         intermediate_size=intermediate_size,
         max_positions=length,
         tie_embeddings=tied or small.tie_embeddings,
@@ -379,7 +402,9 @@ def command(
     ] = None,
     intermediate_size: Annotated[int, typer.Option(help="Width of the MLP.")] = 384,
     tied: Annotated[bool, typer.Option("--tied", help="Score tokens with the embedding table.")] = False,
-    seed: Annotated[int, typer.Option(help="Of the weights and of the order of the rows.")] = Recipe.seed,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**31, help="Of the weights and of the order of the rows.")
+    ] = Recipe.seed,
     save_every: Annotated[
         int, typer.Option(help="Steps between two states that a run can go on from.")
     ] = 100,
@@ -392,10 +417,20 @@ def command(
     The same command goes on with a run that was interrupted, to the same losses. Started by torchrun, its
     processes share the rows of an update, the weights and the optimizer's state (FSDP2).
     """
+    micro_rows = rows if micro_rows is None else micro_rows
     recipe = Recipe(
-        steps=steps, rows=rows, micro_rows=micro_rows or rows, length=length, lr=lr, warmup=warmup,
+        steps=steps, rows=rows, micro_rows=micro_rows, length=length, lr=lr, warmup=warmup,
         weight_decay=weight_decay, bf16=bf16, checkpointing=checkpointing, seed=seed,
     )  # fmt: skip
+    checks.number("fim", fim, lambda x: 0 <= x <= 1, "it must lie in [0, 1]")
+    checks.require(length > 1, f"length is {length}; it must be at least 2, for one token predicts the next")
+    for name, every in (("save_every", save_every), ("evaluate_every", evaluate_every)):
+        checks.whole_number(name, every, 1, "it must be at least 1 step")
+    checks.require(
+        not directory.exists() or directory.is_dir(), f"{directory} is a file; give a directory for the model"
+    )
+    if "WORLD_SIZE" not in os.environ:
+        checks.device(device)
     chosen = families.get_family(family)
     train_texts, held_out_texts = data.split_held_out(data.read_corpus(text))
     tokenizer = data.train_tokenizer(train_texts, vocab_size, chosen.model_type)
@@ -418,7 +453,6 @@ def command(
         length,
         tied,
     )
-    directory.mkdir(parents=True, exist_ok=True)
     if fresh:
         (directory / STATE).unlink(missing_ok=True)
     with parallel.processes(device) as mesh:
@@ -426,6 +460,7 @@ def command(
         model = CausalLM(config).to(device)
         model.family = chosen.model_type
         run = Run(model, recipe, train, held_out, directory, mesh)
+        directory.mkdir(parents=True, exist_ok=True)  # not before the last setting has been looked at
         run.resume()
         show(run, save_every, evaluate_every)
     if run.rank > 0:

@@ -24,3 +24,11 @@ def pytest_addoption(parser):
 @pytest.fixture(autouse=True)
 def _fixed_seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def without_shape_checks():
+    """As a user runs it: wrong shapes and types reach the package's own checks."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

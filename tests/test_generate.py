@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import jaxtyping
 import pytest
 import tiny_tokenizer
 import torch
@@ -45,14 +44,6 @@ def model(pair) -> Iterator[minilm.CausalLM]:
     """A model for what does not depend on the family."""
     yield pair("llama")[0].eval()
     pair("llama")[0].eval()
-
-
-@pytest.fixture
-def without_shape_checks() -> Iterator[None]:
-    """As a user runs it: wrong shapes reach the package's own checks."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def make_prompts(padded: bool, rows: int = 3) -> tuple[Tensor, Tensor]:

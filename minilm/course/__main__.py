@@ -41,7 +41,7 @@ def status(folder: Folder = None) -> None:
 def check(
     wanted: Wanted,
     folder: Folder = None,
-    seed: Annotated[int | None, typer.Option(help="Repeat the inputs of an earlier check.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Repeat the inputs of an earlier check.")] = None,
 ) -> None:
     """Check your answers on fresh random inputs. Exit code 1 where one is not right yet."""
     reports = api.check(wanted, folder, seed, fork=True)
@@ -131,7 +131,7 @@ def list_exercises() -> None:
 @app.command()
 def assemble(
     folder: Folder = None,
-    seed: Annotated[int, typer.Option(help="Of the inputs on which the parts are checked first.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the inputs on which the parts are checked first.")] = 0,
     failed: Annotated[
         bool, typer.Option("--failed", help="Swap in what fails its check as well, to see what it does.")
     ] = False,

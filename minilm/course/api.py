@@ -14,8 +14,14 @@ PUBLIC_SEEDS = 10_000  # a check draws its seed below this; grading takes others
 
 
 def answers_folder(folder: str | Path | None = None) -> Path:
-    """The folder of a learner's answers: the given one, or exercises/ of the repository."""
-    return Path(folder) if folder is not None else sources.repository() / "exercises"
+    """The folder of a learner's answers: the given one, or exercises/ of the repository.
+
+    Raises: ValueError where there is none.
+    """
+    found = Path(folder) if folder is not None else sources.repository() / "exercises"
+    if not found.is_dir():
+        raise ValueError(f"{found} is not a folder; give the one that holds the answers, such as exercises")
+    return found
 
 
 def check(
@@ -30,6 +36,8 @@ def check(
     """
     root, folder = sources.repository(), answers_folder(folder)
     seed = secrets.randbelow(PUBLIC_SEEDS) if seed is None else seed
+    if not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"seed is {seed!r}; it must be an integer, 0 or more, or None for a fresh one")
     exercises = sources.find(root, str(wanted))
     reports = sandbox.run(root, folder, exercises, seed, fork=fork)
     for exercise, report in zip(exercises, reports, strict=True):

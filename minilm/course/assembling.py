@@ -134,8 +134,6 @@ def assemble(root: Path, folder: Path, seed: int = 0, failed: bool = False, size
     """
     if size not in get_args(Size):
         raise ValueError(f"size is {size!r}; it must be one of {', '.join(map(repr, get_args(Size)))}")
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder; give the one that holds the answers, such as exercises")
     folder = folder.resolve()  # the processes that read it start elsewhere
     every = [exercise for unit in sources.units(root) for exercise in unit.exercises]
     placed = {seam.number for seam in seams.SEAMS}

@@ -224,7 +224,10 @@ def choose_seed(given: int | None, out: Path) -> int:
     """
     kept = out / "seed.txt"
     if given is None and kept.exists():
-        given = int(kept.read_text())
+        text = kept.read_text(encoding="utf-8", errors="replace").strip()
+        if not text.isdecimal():
+            raise ValueError(f"{kept} holds {text[:40]!r} and no seed; remove it, or give --seed")
+        given = int(text)
     seed = FIRST_SEED + secrets.randbelow(2**40) if given is None else given
     if seed < FIRST_SEED:
         raise ValueError(

@@ -128,7 +128,7 @@ class Lab:
             },
             indent=1,
         )
-        if path.exists():
+        if path.is_file():
             sources.back_up(path)
         atomic.write(path, text + "\n")
         near = sum(each.is_near for each in self.questions.values())

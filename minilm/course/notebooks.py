@@ -37,13 +37,24 @@ def in_step(source: str, folder: Path) -> str:
     return "\n".join([first.rstrip(), "\n\n\n".join(parts)])
 
 
+def read(path: Path):
+    """A notebook. Raises ValueError naming the file, where it is none."""
+    import nbformat
+
+    try:
+        return nbformat.read(path, as_version=4)
+    except (ValueError, nbformat.reader.NotJSONError) as error:
+        reason = str(error).splitlines()[0][:80]
+        raise ValueError(f"{path} is no notebook ({reason}); bring it back with git checkout") from None
+
+
 def sync(root: Path) -> list[Path]:
     """Refresh the cells of all notebooks; returns the notebooks that changed."""
     import nbformat
 
     changed = []
     for path in sorted((root / "notebooks").glob("*.ipynb")):
-        notebook = nbformat.read(path, as_version=4)
+        notebook = read(path)
         before = [cell.source for cell in notebook.cells]
         for cell in notebook.cells:
             if cell.cell_type == "code":
@@ -67,7 +78,7 @@ def execute(path: Path) -> Iterator[tuple[int, int]]:
     import nbformat
     from nbclient import NotebookClient
 
-    notebook = nbformat.read(path, as_version=4)
+    notebook = read(path)
     client = NotebookClient(
         notebook,
         kernel_name="python3",

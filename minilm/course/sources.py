@@ -31,9 +31,25 @@ def repository(start: Path | None = None) -> Path:
 
 
 def units(root: Path) -> list[Unit]:
-    """What tests/exercises/ describes, in the order of the course."""
-    files = sorted((root / "tests" / "exercises").glob("test_ex*.py"))
-    return [load_file(file, f"minilm_exercises_{file.stem}").UNIT for file in files]
+    """What tests/exercises/ describes, in the order of the course.
+
+    Raises: ValueError for a file that describes no unit.
+    """
+    return [unit_of(file) for file in sorted((root / "tests" / "exercises").glob("test_ex*.py"))]
+
+
+def unit_of(file: Path) -> Unit:
+    """The unit that a file describes."""
+    try:
+        unit = getattr(load_file(file, f"minilm_exercises_{file.stem}"), "UNIT", None)
+        reason = f"its UNIT is {unit!r}, and no minilm.course.spec.Unit"
+    except Exception as error:  # running the file may raise anything
+        unit, reason = None, f"{type(error).__name__}: {error}"
+    if not isinstance(unit, Unit):
+        raise ValueError(
+            f"{file} does not describe a unit of exercises ({reason}); bring it back with git checkout"
+        ) from None
+    return unit
 
 
 def all_exercises(root: Path | None = None) -> list[Exercise]:

@@ -19,7 +19,7 @@ FAMILIES = _discover()
 
 def get_family(model_type: str | None) -> Family:
     """The family that config.json calls by this model_type."""
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise ConfigError(f"model_type is {model_type!r}; minilm knows {', '.join(FAMILIES)}")
     return FAMILIES[model_type]
 

@@ -72,11 +72,19 @@ class Keys:
             raise ConfigError(f"{self.place} of a {self.model_type} model must have {name!r}; it is missing")
         return value
 
-    def count(self, name: str, default=_REQUIRED) -> int:
-        """The value of a key that says how many there are of something: at least one."""
+    def count(self, name: str, default=_REQUIRED, least: int = 1) -> int:
+        """The value of a key that says how many there are of something: at least one, or `least`."""
         value = self(name, default)
-        if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
-            raise ConfigError(f"{self.place} says {name} = {value!r}; it must be a positive integer")
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            allowed = "a positive integer" if least == 1 else f"an integer of {least} or more"
+            raise ConfigError(f"{self.place} says {name} = {value!r}; it must be {allowed}")
+        return value
+
+    def flag(self, name: str, default: bool) -> bool:
+        """The value of a key that says yes or no."""
+        value = self(name, default)
+        if not isinstance(value, bool):
+            raise ConfigError(f"{self.place} says {name} = {value!r}; it must be true or false")
         return value
 
     def head_width(self, hidden: str, heads: str) -> int:
@@ -100,7 +108,7 @@ class Keys:
     def activation(self, name: str, default: str) -> str:
         """The activation function that this key names."""
         value = self(name, default)
-        if value not in ACTIVATIONS:
+        if not isinstance(value, str) or value not in ACTIVATIONS:
             raise ConfigError(f"{self.place} says {name} = {value!r}; known are {', '.join(ACTIVATIONS)}")
         return ACTIVATIONS[value]
 
@@ -145,7 +153,8 @@ def read_rope(
     """Read either spelling: `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling`."""
     keys("rope_parameters", None)
     place = "rope_scaling" if keys("rope_scaling", None) else "rope_parameters"
-    found = keys(place, None) or {}
+    found = keys(place, None)
+    found = {} if found is None else found
     if not isinstance(found, Mapping):
         raise ConfigError(f"config.json says {place} = {found!r}; it must be an object")
     settings = Keys(found, keys.model_type, place)
@@ -158,7 +167,7 @@ def read_rope(
 
     old_type = settings("type", None)
     scaling = settings("rope_type", old_type) or "default"
-    if scaling not in _ROPE_FIELDS:
+    if not isinstance(scaling, str) or scaling not in _ROPE_FIELDS:
         raise ConfigError(f"rope type {scaling!r} is not supported; known are {', '.join(_ROPE_FIELDS)}")
     values = {ours: settings(theirs, None) for ours, theirs in _ROPE_FIELDS[scaling].items()}
     if "original_max_positions" in values:
@@ -189,6 +198,8 @@ def read_windows(
 ) -> tuple[int | None, ...] | None:
     """Which layers slide: those that `layer_types` names, else all from first_sliding on."""
     kinds = keys("layer_types", None)
+    if kinds is not None and not isinstance(kinds, list):
+        raise ConfigError(f"config.json says layer_types = {kinds!r}; it must be a list")
     if kinds is None:
         slides = [window is not None and index >= first_sliding for index in range(num_layers)]
         kinds = ["sliding_attention" if slide else "full_attention" for slide in slides]

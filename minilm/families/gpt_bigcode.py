@@ -11,14 +11,15 @@ def read_softmax(keys: Keys) -> str:
     is `config.replace(softmax="float32_scaled")`: scale again after the upcast.
     """
     keys("scale_attention_softmax_in_fp32", True)
-    return "float32" if keys("attention_softmax_in_fp32", True) else "input"
+    return "float32" if keys.flag("attention_softmax_in_fp32", True) else "input"
 
 
 def read(keys: Keys) -> dict:
-    one_key_head = keys("multi_query", True)
+    one_key_head = keys.flag("multi_query", True)
+    width = keys("n_inner", None)
     keys("num_key_value_heads", None)  # follows from multi_query; transformers 5 writes it as well
     return {
-        "intermediate_size": keys("n_inner", None) or 4 * keys.count("n_embd"),
+        "intermediate_size": 4 * keys.count("n_embd") if width is None else width,
         "num_kv_heads": 1 if one_key_head else keys("n_head"),
         "head_dim": keys.head_width("n_embd", "n_head"),
         "rope": None, "norm": "layer", "mlp": "plain", "mlp_bias": True, "qkv_bias": True, "out_bias": True,

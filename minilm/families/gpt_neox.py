@@ -23,7 +23,7 @@ def read(keys: Keys) -> dict:
         "qkv_layout": "per_head",
         "qkv_bias": bias,
         "out_bias": bias,
-        "residual": "parallel" if keys("use_parallel_residual", True) else "sequential",
+        "residual": "parallel" if keys.flag("use_parallel_residual", True) else "sequential",
         "embedding_dropout": keys("hidden_dropout", 0.0),
         "residual_dropout": keys("hidden_dropout", 0.0),
         "rope": rope,

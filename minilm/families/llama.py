@@ -34,9 +34,12 @@ WEIGHTS = {
 
 def read_heads(keys: Keys, num_kv_heads: int | None = None) -> dict:
     """Key heads: num_kv_heads where a file does not say, as many as query heads where it says null."""
+    kv_heads, head_dim = keys("num_key_value_heads", num_kv_heads), keys("head_dim", None)
+    if head_dim is None:
+        head_dim = keys.head_width("hidden_size", "num_attention_heads")
     return {
-        "num_kv_heads": keys("num_key_value_heads", num_kv_heads) or keys("num_attention_heads"),
-        "head_dim": keys("head_dim", None) or keys.head_width("hidden_size", "num_attention_heads"),
+        "num_kv_heads": keys("num_attention_heads") if kv_heads is None else kv_heads,
+        "head_dim": head_dim,
     }
 
 

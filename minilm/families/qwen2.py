@@ -17,8 +17,8 @@ from minilm.families.base import (
 
 def read(keys: Keys) -> dict:
     layers = keys.count("num_hidden_layers")
-    window, first_sliding = keys("sliding_window", 4096), keys("max_window_layers", 28)
-    if not keys("use_sliding_window", False):
+    window, first_sliding = keys("sliding_window", 4096), keys.count("max_window_layers", 28, least=0)
+    if not keys.flag("use_sliding_window", False):
         window = None
     return llama.read_heads(keys, num_kv_heads=32) | {
         "norm": "rms",
