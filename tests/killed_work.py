@@ -385,6 +385,6 @@ WORKS = [
     files(
         "hand in", functools.partial(hand_in, 10.0), functools.partial(hand_in, 20.0), all_kept, keeps=backups
     ),
-    files("grade", begin_class, grade_class, nothing_temporary, keeps=judged, limited=False),
+    files("grade", begin_class, grade_class, nothing_temporary, keeps=judged),
     files("benchmarks", functools.partial(measure, 1), functools.partial(measure, 2), picture_opens),
 ]

@@ -46,7 +46,6 @@ class Work:
     act:     is killed. Called again it goes on, or begins anew.
     look:    tells the state of what is there, one of STATES; raises where something is not whole.
     keeps:   what there is by now that the next call must leave as it is: name -> content.
-    limited: whether it may be ended by a limit on the size of files, which its child processes have as well.
     """
 
     name: str
@@ -54,7 +53,6 @@ class Work:
     act: Callable[[Path], object]
     look: Callable[[Path], str]
     keeps: Callable[[Path], dict] = lambda folder: {}
-    limited: bool = True
 
 
 @dataclass
@@ -136,7 +134,10 @@ def in_file(size: int) -> Callable[[], None]:
     def arm() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # Python would get an error instead
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+        _, highest = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(
+            resource.RLIMIT_FSIZE, (size, highest)
+        )  # for itself: its children may set their own
 
     return arm
 
@@ -248,8 +249,7 @@ def try_all(works: list[Work], times: int, seed: int = 0, stride: int = 1) -> It
         with tempfile.TemporaryDirectory() as place:
             trial = Trial(work, Path(place), random.Random(f"{seed} {work.name}"))
             trial.at_steps(stride)
-            if work.limited:
-                trial.in_files(stride)
+            trial.in_files(stride)
             trial.at_moments(times)
             yield trial.outcome
 
