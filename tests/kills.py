@@ -8,7 +8,8 @@ without doing again what was kept, and without anything left over. A kill comes 
 
 - at every step: before the 1st, 2nd, 3rd … time that it opens a file for writing, renames or removes one.
   Python tells an audit hook of these (PEP 578). The next call is killed as well, at a step that is drawn;
-- in the middle of every file: the system ends a process that writes more than so many bytes (RLIMIT_FSIZE);
+- in the middle of every file: the system ends a process that writes more than so many bytes (RLIMIT_FSIZE),
+  from its beginning, or from the step at which it opens a file;
 - at moments drawn from the time that the work takes.
 """
 
@@ -36,6 +37,7 @@ KILLED, TOO_LARGE, ENDED = -signal.SIGKILL, -signal.SIGXFSZ, 0
 CHANGING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 STEPS = "os.chmod os.link os.mkdir os.remove os.rename os.rmdir os.symlink os.truncate".split()
 STATES = ("old", "between", "new")
+BEGUN = 5  # bytes of a file that are more than nothing and less than all
 
 
 @dataclass(frozen=True)
@@ -112,32 +114,58 @@ def run(
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def at_step(number: int) -> Callable[[], None]:
-    """Let this process kill itself just before the change of a file that has this number, counted from 1."""
+def watch(see: Callable[[int, str], object]) -> None:
+    """Call a function before each change of a file by this process: with its number from 1, and its name."""
+    numbers, me = count(1), os.getpid()
+
+    def hook(event: str, arguments: tuple) -> None:
+        changing = event in STEPS or (event == "open" and (arguments[2] or 0) & CHANGING)
+        if changing and os.getpid() == me:
+            see(next(numbers), event)
+
+    sys.addaudithook(hook)
+
+
+def record(path: Path) -> Callable[[], None]:
+    """Write down the names of this process's steps, a line each."""
 
     def arm() -> None:
-        changes, me = count(1), os.getpid()
+        file = os.open(path, os.O_WRONLY | os.O_CREAT)
+        watch(lambda _, event: os.write(file, f"{event}\n".encode()))
 
-        def kill(event: str, arguments: tuple) -> None:
-            changing = event in STEPS or (event == "open" and (arguments[2] or 0) & CHANGING)
-            if changing and os.getpid() == me and next(changes) == number:
-                os.kill(me, signal.SIGKILL)
+    return arm
 
-        sys.addaudithook(kill)
+
+def at_step(number: int) -> Callable[[], None]:
+    """Let this process kill itself just before a step."""
+
+    def arm() -> None:
+        watch(lambda each, _: each == number and os.kill(os.getpid(), signal.SIGKILL))
 
     return arm
 
 
 def in_file(size: int) -> Callable[[], None]:
     """Let the system end this process when it has written so many bytes to a file and wants to write more."""
+    return in_opened(0, size)
 
-    def arm() -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # Python would get an error instead
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+def in_opened(number: int, size: int) -> Callable[[], None]:
+    """The same from the step of this number on, which opens a file; 0 for the beginning."""
+
+    def limit() -> None:
         _, highest = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(
             resource.RLIMIT_FSIZE, (size, highest)
         )  # for itself: its children may set their own
+
+    def arm() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # Python would get an error instead
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        if number:
+            watch(lambda each, _: each == number and limit())
+        else:
+            limit()
 
     return arm
 
@@ -163,6 +191,8 @@ class Trial:
             folder, start = self.fresh(), time.perf_counter()
             self.go_on(folder, "nobody killed it")
             times.append(time.perf_counter() - start)
+        assert run(work.act, self.fresh(), record(place / "steps")) == ENDED
+        self.steps = (place / "steps").read_text().split()
         self.sizes = {path.stat().st_size for path in folder.rglob("*") if path.is_file()} - {0}
         self.outcome.seconds = statistics.median(times)
 
@@ -189,8 +219,11 @@ class Trial:
     def in_files(self, stride: int) -> None:
         """Kill it in the middle of files and just before their ends, or at every stride-th such place."""
         places = sorted({place for size in self.sizes for place in (size // 2, size - 1)})
-        for place in places[self.draw.randrange(min(stride, len(places))) :: stride]:
-            self.outcome.files += self.kill(f"in a file, at byte {place}", in_file(place))
+        kills = [(f"in a file, at byte {place}", in_file(place)) for place in places]
+        opened = [number for number, step in enumerate(self.steps, start=1) if step == "open"]
+        kills += [(f"in the file of step {number}", in_opened(number, BEGUN)) for number in opened]
+        for when, arm in kills[self.draw.randrange(min(stride, len(kills))) :: stride]:
+            self.outcome.files += self.kill(when, arm)
 
     def at_moments(self, times: int) -> None:
         """Kill it at moments drawn from the time that it takes, and a little more."""
