@@ -92,9 +92,8 @@ def run(
         code = 1
         try:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            os.fsync = lambda file: (
-                None
-            )  # slow, and only of use where power fails: a kill keeps what was written
+            # Slow, and only of use where power fails: the system keeps what a killed process has written.
+            os.fsync = lambda file: None
             arm()
             os.write(begin, b"begun")
             act(folder)
@@ -108,9 +107,7 @@ def run(
     os.close(begun)
     if delay is not None:
         time.sleep(delay)
-        os.kill(
-            pid, signal.SIGKILL
-        )  # where it has ended, its number is still its own: nobody has waited for it
+        os.kill(pid, signal.SIGKILL)  # of no effect where it has ended; until waitpid its number is its own
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
@@ -186,21 +183,30 @@ class Trial:
         work.act(self.fresh())  # imports what it needs, so that no copy of this process has to
         gc.collect()
         gc.freeze()  # a collection in a copy would touch, and so copy, the memory of all that is there
-        times = []
-        for _ in range(3):
-            folder, start = self.fresh(), time.perf_counter()
-            self.go_on(folder, "nobody killed it")
-            times.append(time.perf_counter() - start)
         assert run(work.act, self.fresh(), record(place / "steps")) == ENDED
         self.steps = (place / "steps").read_text().split()
+        self.outcome.seconds = statistics.median(self.seconds() for _ in range(3))
+        folder = self.fresh()
+        self.go_on(folder, "nobody killed it")
         self.sizes = {path.stat().st_size for path in folder.rglob("*") if path.is_file()} - {0}
-        self.outcome.seconds = statistics.median(times)
 
     def fresh(self) -> Path:
         """A new copy of the state before."""
         folder = self.place / "work"
         shutil.rmtree(folder, ignore_errors=True)
         return Path(shutil.copytree(self.before, folder))
+
+    def seconds(self) -> float:
+        """How long the work takes, without the time for copying this process."""
+        note, folder = self.place / "seconds", self.fresh()
+
+        def timed(folder: Path) -> None:
+            start = time.perf_counter()
+            self.work.act(folder)
+            note.write_text(str(time.perf_counter() - start))
+
+        assert run(timed, folder) == ENDED
+        return float(note.read_text())
 
     @property
     def hopeless(self) -> bool:
@@ -230,7 +236,7 @@ class Trial:
         for _ in range(times):
             if self.hopeless:
                 break
-            delay = self.draw.uniform(0, 1.1 * self.outcome.seconds)
+            delay = self.draw.uniform(0, 1.1) * self.outcome.seconds
             self.outcome.moments += 1
             self.outcome.late += not self.kill(f"after {delay:.4f} s", delay=delay)
 
