@@ -53,7 +53,10 @@ def shipped() -> list[str]:
 
 
 def resolve(source: str | os.PathLike) -> Path:
-    """The local directory or .gguf file that a source means; a Hub name is downloaded once."""
+    """The local directory or .gguf file that a source means; a Hub name is downloaded once.
+
+    Where a save was killed while it replaced files, it is the folder in the directory that holds all of them.
+    """
     path = Path(source).expanduser()
     if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
         return path / READY if _is_cut_off(path) else path
