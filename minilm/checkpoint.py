@@ -52,7 +52,10 @@ def shipped() -> list[str]:
 
 
 def resolve(source: str | os.PathLike) -> Path:
-    """The local directory or .gguf file that a source means; a Hub name is downloaded once."""
+    """The local directory or .gguf file that a source means; a Hub name is downloaded once.
+
+    Where a save was killed while it replaced files, it is the folder in the directory that holds all of them.
+    """
     if not isinstance(source, str | os.PathLike):
         raise CheckpointError(f"{checks.shown(source)} is no checkpoint; give its path or name as a string")
     path, name = _expanded(source), os.fspath(source)

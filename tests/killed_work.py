@@ -308,7 +308,7 @@ def begin_class(folder: Path) -> None:
 
 def grade_class(folder: Path) -> None:
     """Grade unit 8. A learner's code runs in a copy of this process, which takes no time to start."""
-    real, temporary = sandbox.run, folder.parent / "temporary"
+    real, described, temporary = sandbox.run, units(), folder.parent / "temporary"
     temporary.mkdir(exist_ok=True)
 
     def judge(*arguments) -> list:
@@ -319,7 +319,7 @@ def grade_class(folder: Path) -> None:
 
     with (
         mock.patch.object(sandbox, "run", judge),
-        mock.patch.object(sources, "units", lambda root: units()),
+        mock.patch.object(sources, "units", lambda root: described),
         mock.patch.object(tempfile, "tempdir", str(temporary)),
         mock.patch.object(grade, "console", Console(quiet=True)),
     ):
@@ -385,6 +385,6 @@ WORKS = [
     files(
         "hand in", functools.partial(hand_in, 10.0), functools.partial(hand_in, 20.0), all_kept, keeps=backups
     ),
-    files("grade", begin_class, grade_class, nothing_temporary, keeps=judged, limited=False),
+    files("grade", begin_class, grade_class, nothing_temporary, keeps=judged),
     files("benchmarks", functools.partial(measure, 1), functools.partial(measure, 2), picture_opens),
 ]

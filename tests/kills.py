@@ -8,7 +8,8 @@ without doing again what was kept, and without anything left over. A kill comes 
 
 - at every step: before the 1st, 2nd, 3rd … time that it opens a file for writing, renames or removes one.
   Python tells an audit hook of these (PEP 578). The next call is killed as well, at a step that is drawn;
-- in the middle of every file: the system ends a process that writes more than so many bytes (RLIMIT_FSIZE);
+- in the middle of every file: the system ends a process that writes more than so many bytes (RLIMIT_FSIZE),
+  from its beginning, or from the step at which it opens a file;
 - at moments drawn from the time that the work takes.
 """
 
@@ -36,6 +37,7 @@ KILLED, TOO_LARGE, ENDED = -signal.SIGKILL, -signal.SIGXFSZ, 0
 CHANGING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 STEPS = "os.chmod os.link os.mkdir os.remove os.rename os.rmdir os.symlink os.truncate".split()
 STATES = ("old", "between", "new")
+BEGUN = 5  # bytes of a file that are more than nothing and less than all
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,6 @@ class Work:
     act:     is killed. Called again it goes on, or begins anew.
     look:    tells the state of what is there, one of STATES; raises where something is not whole.
     keeps:   what there is by now that the next call must leave as it is: name -> content.
-    limited: whether it may be ended by a limit on the size of files, which its child processes have as well.
     """
 
     name: str
@@ -54,7 +55,6 @@ class Work:
     act: Callable[[Path], object]
     look: Callable[[Path], str]
     keeps: Callable[[Path], dict] = lambda folder: {}
-    limited: bool = True
 
 
 @dataclass
@@ -92,9 +92,8 @@ def run(
         code = 1
         try:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            os.fsync = lambda file: (
-                None
-            )  # slow, and only of use where power fails: a kill keeps what was written
+            # Slow, and only of use where power fails: the system keeps what a killed process has written.
+            os.fsync = lambda file: None
             arm()
             os.write(begin, b"begun")
             act(folder)
@@ -108,35 +107,62 @@ def run(
     os.close(begun)
     if delay is not None:
         time.sleep(delay)
-        os.kill(
-            pid, signal.SIGKILL
-        )  # where it has ended, its number is still its own: nobody has waited for it
+        os.kill(pid, signal.SIGKILL)  # of no effect where it has ended; until waitpid its number is its own
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def at_step(number: int) -> Callable[[], None]:
-    """Let this process kill itself just before the change of a file that has this number, counted from 1."""
+def watch(see: Callable[[int, str], object]) -> None:
+    """Call a function before each change of a file by this process: with its number from 1, and its name."""
+    numbers, me = count(1), os.getpid()
+
+    def hook(event: str, arguments: tuple) -> None:
+        changing = event in STEPS or (event == "open" and (arguments[2] or 0) & CHANGING)
+        if changing and os.getpid() == me:
+            see(next(numbers), event)
+
+    sys.addaudithook(hook)
+
+
+def record(path: Path) -> Callable[[], None]:
+    """Write down the names of this process's steps, a line each."""
 
     def arm() -> None:
-        changes, me = count(1), os.getpid()
+        file = os.open(path, os.O_WRONLY | os.O_CREAT)
+        watch(lambda _, event: os.write(file, f"{event}\n".encode()))
 
-        def kill(event: str, arguments: tuple) -> None:
-            changing = event in STEPS or (event == "open" and (arguments[2] or 0) & CHANGING)
-            if changing and os.getpid() == me and next(changes) == number:
-                os.kill(me, signal.SIGKILL)
+    return arm
 
-        sys.addaudithook(kill)
+
+def at_step(number: int) -> Callable[[], None]:
+    """Let this process kill itself just before a step."""
+
+    def arm() -> None:
+        watch(lambda each, _: each == number and os.kill(os.getpid(), signal.SIGKILL))
 
     return arm
 
 
 def in_file(size: int) -> Callable[[], None]:
     """Let the system end this process when it has written so many bytes to a file and wants to write more."""
+    return in_opened(0, size)
+
+
+def in_opened(number: int, size: int) -> Callable[[], None]:
+    """The same from the step of this number on, which opens a file; 0 for the beginning."""
+
+    def limit() -> None:
+        _, highest = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(
+            resource.RLIMIT_FSIZE, (size, highest)
+        )  # for itself: its children may set their own
 
     def arm() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # Python would get an error instead
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+        if number:
+            watch(lambda each, _: each == number and limit())
+        else:
+            limit()
 
     return arm
 
@@ -157,19 +183,30 @@ class Trial:
         work.act(self.fresh())  # imports what it needs, so that no copy of this process has to
         gc.collect()
         gc.freeze()  # a collection in a copy would touch, and so copy, the memory of all that is there
-        times = []
-        for _ in range(3):
-            folder, start = self.fresh(), time.perf_counter()
-            self.go_on(folder, "nobody killed it")
-            times.append(time.perf_counter() - start)
+        assert run(work.act, self.fresh(), record(place / "steps")) == ENDED
+        self.steps = (place / "steps").read_text().split()
+        self.outcome.seconds = statistics.median(self.seconds() for _ in range(3))
+        folder = self.fresh()
+        self.go_on(folder, "nobody killed it")
         self.sizes = {path.stat().st_size for path in folder.rglob("*") if path.is_file()} - {0}
-        self.outcome.seconds = statistics.median(times)
 
     def fresh(self) -> Path:
         """A new copy of the state before."""
         folder = self.place / "work"
         shutil.rmtree(folder, ignore_errors=True)
         return Path(shutil.copytree(self.before, folder))
+
+    def seconds(self) -> float:
+        """How long the work takes, without the time for copying this process."""
+        note, folder = self.place / "seconds", self.fresh()
+
+        def timed(folder: Path) -> None:
+            start = time.perf_counter()
+            self.work.act(folder)
+            note.write_text(str(time.perf_counter() - start))
+
+        assert run(timed, folder) == ENDED
+        return float(note.read_text())
 
     @property
     def hopeless(self) -> bool:
@@ -188,15 +225,18 @@ class Trial:
     def in_files(self, stride: int) -> None:
         """Kill it in the middle of files and just before their ends, or at every stride-th such place."""
         places = sorted({place for size in self.sizes for place in (size // 2, size - 1)})
-        for place in places[self.draw.randrange(min(stride, len(places))) :: stride]:
-            self.outcome.files += self.kill(f"in a file, at byte {place}", in_file(place))
+        kills = [(f"in a file, at byte {place}", in_file(place)) for place in places]
+        opened = [number for number, step in enumerate(self.steps, start=1) if step == "open"]
+        kills += [(f"in the file of step {number}", in_opened(number, BEGUN)) for number in opened]
+        for when, arm in kills[self.draw.randrange(min(stride, len(kills))) :: stride]:
+            self.outcome.files += self.kill(when, arm)
 
     def at_moments(self, times: int) -> None:
         """Kill it at moments drawn from the time that it takes, and a little more."""
         for _ in range(times):
             if self.hopeless:
                 break
-            delay = self.draw.uniform(0, 1.1 * self.outcome.seconds)
+            delay = self.draw.uniform(0, 1.1) * self.outcome.seconds
             self.outcome.moments += 1
             self.outcome.late += not self.kill(f"after {delay:.4f} s", delay=delay)
 
@@ -248,8 +288,7 @@ def try_all(works: list[Work], times: int, seed: int = 0, stride: int = 1) -> It
         with tempfile.TemporaryDirectory() as place:
             trial = Trial(work, Path(place), random.Random(f"{seed} {work.name}"))
             trial.at_steps(stride)
-            if work.limited:
-                trial.in_files(stride)
+            trial.in_files(stride)
             trial.at_moments(times)
             yield trial.outcome
 
