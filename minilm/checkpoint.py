@@ -145,7 +145,7 @@ def weight_files(directory: Path) -> list[Path]:
     if single.exists():
         return [single]
     if not index.exists():
-        raise CheckpointError(_why_no_weights(directory))
+        raise CheckpointError(why_no_weights(directory))
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise CheckpointError(f"{index} has no weight_map of tensor names to file names")
@@ -161,7 +161,7 @@ def weight_files(directory: Path) -> list[Path]:
     return [directory / name for name in names]
 
 
-def _why_no_weights(directory: Path) -> str:
+def why_no_weights(directory: Path) -> str:
     """What a directory without safetensors holds in their place, and what to do."""
     names = sorted(path.name for path in directory.iterdir())
     pickles = [name for name in names if PICKLES.fullmatch(name)]

@@ -1,8 +1,9 @@
 """What models and `generate` may be given, checked where it comes in: no user meets an error from deep inside
 torch for what can be named here.
 
-Every message says what was given, what is allowed and what to do. The values of tensors are read on the CPU
-alone, for a GPU would have to wait for them; and never for a single new token.
+Every message says what was given, what is allowed and what to do. It is only made where something is wrong:
+the repr of a tensor or a model takes longer than a decoding step. The values of tensors are read on the CPU
+alone, for a GPU would have to wait for them.
 """
 
 import math
@@ -38,7 +39,8 @@ def number(name: str, value: object, fits: Callable[[float], bool], allowed: str
     """
     is_number = isinstance(value, kind) and not isinstance(value, bool)
     wanted = "" if is_number else "an integer is needed: " if kind is Integral else "a number is needed: "
-    require(is_number and fits(value), f"{name} is {shown(value)}; {wanted}{allowed}")
+    if not (is_number and fits(value)):
+        raise ValueError(f"{name} is {shown(value)}; {wanted}{allowed}")
 
 
 def whole_number(name: str, value: object, least: int, allowed: str, below: float = math.inf) -> None:
@@ -54,7 +56,8 @@ def finite_number(name: str, value: object, fits: Callable[[float], bool], allow
 def flags(**values: object) -> None:
     """Refuse settings that are neither True nor False: "no" would count as yes."""
     for name, value in values.items():
-        require(isinstance(value, bool), f"{name} is {shown(value)}; it must be True or False")
+        if not isinstance(value, bool):
+            raise ValueError(f"{name} is {shown(value)}; it must be True or False")
 
 
 def token_numbers(name: str, given: object, vocab_size: int, otherwise: str) -> list[int]:
@@ -66,20 +69,20 @@ def token_numbers(name: str, given: object, vocab_size: int, otherwise: str) -> 
     ids = list(given) if several else [given]
     for each in ids:
         whole = isinstance(each, Integral) and not isinstance(each, bool)
-        require(
-            whole and 0 <= each < vocab_size,
-            f"{name} is {shown(given)}; it must be an id from 0 to {vocab_size - 1}{otherwise}",
-        )
+        if not (whole and 0 <= each < vocab_size):
+            raise ValueError(
+                f"{name} is {shown(given)}; it must be an id from 0 to {vocab_size - 1}{otherwise}"
+            )
     return [int(each) for each in ids]
 
 
 def structure(config: object, made: str) -> None:
     """Refuse what is no ModelConfig where something is built from one."""
-    require(
-        isinstance(config, ModelConfig),
-        f"{made} is made from a ModelConfig, and got {shown(config)}; give the config of a model, "
-        "model.config",
-    )
+    if not isinstance(config, ModelConfig):
+        raise ValueError(
+            f"{made} is made from a ModelConfig, and got {shown(config)}; give the config of a model, "
+            "model.config"
+        )
 
 
 def device(name: object) -> torch.device:
@@ -96,10 +99,8 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 def dtype(given: object) -> None:
     """Refuse what no model computes in."""
-    require(
-        given in DTYPES,
-        f"dtype is {shown(given)}; it must be one of {', '.join(map(str, DTYPES))}",
-    )
+    if given not in DTYPES:
+        raise ValueError(f"dtype is {shown(given)}; it must be one of {', '.join(map(str, DTYPES))}")
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -108,64 +109,66 @@ def dtype(given: object) -> None:
 
 def same_device(name: str, given: Tensor, device: torch.device) -> None:
     """Refuse a tensor that lies elsewhere than the model."""
-    require(
-        given.device == device,
-        f"{name} is on {given.device} and the model on {device}; move it there with .to({str(device)!r})",
-    )
+    if given.device != device:
+        raise ValueError(
+            f"{name} is on {given.device} and the model on {device}; move it there with .to({str(device)!r})"
+        )
 
 
 def token_ids(input_ids: object, vocab_size: int, device: torch.device) -> None:
     """Refuse ids that a table of embeddings cannot look up."""
-    require(
-        isinstance(input_ids, Tensor),
-        f"input_ids is {shown(input_ids)}; give a tensor [batch, length], such as torch.tensor([ids])",
-    )
-    require(
-        input_ids.ndim == 2 and input_ids.numel() > 0,
-        f"input_ids is {tuple(input_ids.shape)}; give [batch, length] with at least one token, for instance "
-        "the tokenizer's beginning-of-text token",
-    )
-    require(
-        input_ids.dtype in (torch.int64, torch.int32),
-        f"input_ids is {input_ids.dtype}; ids are torch.int64 (or int32): convert them with .long()",
-    )
+    if not isinstance(input_ids, Tensor):
+        raise ValueError(
+            f"input_ids is {shown(input_ids)}; give a tensor [batch, length], such as torch.tensor([ids])"
+        )
+    if input_ids.ndim != 2 or input_ids.numel() == 0:
+        raise ValueError(
+            f"input_ids is {tuple(input_ids.shape)}; give [batch, length] with at least one token, for "
+            "instance the tokenizer's beginning-of-text token"
+        )
+    if input_ids.dtype not in (torch.int64, torch.int32):
+        raise ValueError(
+            f"input_ids is {input_ids.dtype}; ids are torch.int64 (or int32): convert them with .long()"
+        )
     same_device("input_ids", input_ids, device)
     if device.type != "cpu" or torch.compiler.is_compiling():
         return
     low, high = int(input_ids.min()), int(input_ids.max())
-    require(
-        low >= 0 and high < vocab_size,
-        f"token ids run from {low} to {high}; this model knows 0 to {vocab_size - 1}. "
-        "Was the text encoded with another model's tokenizer?",
-    )
+    if low < 0 or high >= vocab_size:
+        raise ValueError(
+            f"token ids run from {low} to {high}; this model knows 0 to {vocab_size - 1}. "
+            "Was the text encoded with another model's tokenizer?"
+        )
 
 
 def embeddings(inputs_embeds: object, hidden_size: int, device: torch.device) -> None:
     """Refuse vectors that do not fit into the residual stream."""
-    require(
-        isinstance(inputs_embeds, Tensor) and inputs_embeds.is_floating_point(),
-        f"inputs_embeds is {getattr(inputs_embeds, 'dtype', None) or shown(inputs_embeds)}; "
-        f"give vectors [batch, length, {hidden_size}] of a floating dtype, or token ids as input_ids",
-    )
+    if not (isinstance(inputs_embeds, Tensor) and inputs_embeds.is_floating_point()):
+        raise ValueError(
+            f"inputs_embeds is {getattr(inputs_embeds, 'dtype', None) or shown(inputs_embeds)}; "
+            f"give vectors [batch, length, {hidden_size}] of a floating dtype, or token ids as input_ids"
+        )
     shape = tuple(inputs_embeds.shape)
-    require(
-        len(shape) == 3 and shape[2] == hidden_size and inputs_embeds.numel() > 0,
-        f"inputs_embeds is {shape}; give [batch, length, {hidden_size}] with at least one token",
-    )
+    if len(shape) != 3 or shape[2] != hidden_size or inputs_embeds.numel() == 0:
+        raise ValueError(
+            f"inputs_embeds is {shape}; give [batch, length, {hidden_size}] with at least one token"
+        )
     same_device("inputs_embeds", inputs_embeds, device)
 
 
 def positions(position_ids: object, batch: int, length: int, device: torch.device) -> None:
     """Refuse positions that are not one integer per token."""
-    require(
+    if not (
         isinstance(position_ids, Tensor)
         and position_ids.ndim == 2
         and position_ids.shape[0] in (1, batch)
         and position_ids.shape[1] == length
-        and position_ids.dtype in (torch.int64, torch.int32),
-        f"position_ids is {described(position_ids)}; allowed are integers [batch or 1, length] = "
-        f"({batch} or 1, {length}), one for each new token; None counts the real tokens of each row",
-    )
+        and position_ids.dtype in (torch.int64, torch.int32)
+    ):
+        raise ValueError(
+            f"position_ids is {described(position_ids)}; allowed are integers [batch or 1, length] = "
+            f"({batch} or 1, {length}), one for each new token; None counts the real tokens of each row"
+        )
     same_device("position_ids", position_ids, device)
 
 
@@ -174,12 +177,13 @@ def learned_positions(position_ids: Tensor, limit: int) -> None:
     if position_ids.device.type != "cpu":
         return
     low, high = int(position_ids.min()), int(position_ids.max())
-    require(low >= 0, f"position {low} was asked for; positions count from 0")
-    require(
-        high < limit,
-        f"position {high} was asked for; this model has learned {limit} positions, 0 to {limit - 1}. "
-        "Shorten the text",
-    )
+    if low < 0:
+        raise ValueError(f"position {low} was asked for; positions count from 0")
+    if high >= limit:
+        raise ValueError(
+            f"position {high} was asked for; this model has learned {limit} positions, 0 to {limit - 1}. "
+            "Shorten the text"
+        )
 
 
 def mask(
@@ -192,77 +196,79 @@ def mask(
     shape, kind = tuple(getattr(attention_mask, "shape", ())), getattr(attention_mask, "dtype", None)
     padding = shape == (batch, keys) and kind is not None and not (kind.is_floating_point or kind.is_complex)
     full = len(shape) == 4 and shape[0] in (1, batch) and shape[1] in (1, heads) and kind == torch.bool
-    require(
-        padding or (full and shape[2:] == (length, keys)),
-        f"attention_mask is {described(attention_mask)}; allowed are [batch, keys] = ({batch}, {keys}) with "
-        f"1 = real token ({seen} cached and {length} new), integers or booleans, or a 4-D boolean mask "
-        f"[batch or 1, {heads} heads or 1, {length}, {keys}] with True = visible",
-    )
+    if not (padding or (full and shape[2:] == (length, keys))):
+        raise ValueError(
+            f"attention_mask is {described(attention_mask)}; allowed are [batch, keys] = ({batch}, {keys}) "
+            f"with 1 = real token ({seen} cached and {length} new), integers or booleans, or a 4-D boolean "
+            f"mask [batch or 1, {heads} heads or 1, {length}, {keys}] with True = visible"
+        )
     same_device("attention_mask", attention_mask, device)
     if padding and seen == 0 and kind != torch.bool and device.type == "cpu":
         low, high = int(attention_mask.min()), int(attention_mask.max())
-        require(
-            low >= 0 and high <= 1,
-            f"attention_mask holds {low if low < 0 else high}; a padding mask has 1 at real tokens and 0 at "
-            "padding, and nothing is added to the scores: make one with (mask == …).long()",
-        )
+        if low < 0 or high > 1:
+            raise ValueError(
+                f"attention_mask holds {low if low < 0 else high}; a padding mask has 1 at real tokens and 0 "
+                "at padding, and nothing is added to the scores: make one with (mask == …).long()"
+            )
 
 
 def cache(cache: object, config: ModelConfig) -> None:
     """Refuse what is no cache, or one that was made for another structure."""
-    require(
-        hasattr(cache, "layers"),
-        f"cache is {shown(cache)}; give a cache object, such as DynamicCache(model.config), or None",
-    )
-    require(
-        len(cache.layers) == config.num_layers,
-        f"the cache has {len(cache.layers)} layers and the model {config.num_layers}; "
-        "make one with DynamicCache(model.config)",
-    )
+    if not hasattr(cache, "layers"):
+        raise ValueError(
+            f"cache is {shown(cache)}; give a cache object, such as DynamicCache(model.config), or None"
+        )
+    if len(cache.layers) != config.num_layers:
+        raise ValueError(
+            f"the cache has {len(cache.layers)} layers and the model {config.num_layers}; "
+            "make one with DynamicCache(model.config)"
+        )
     if cache.length:
         return
     for index, layer in enumerate(cache.layers):
         kept, needed = getattr(layer, "window", None), config.window(index)
-        require(
-            kept is None or (needed is not None and kept >= needed),
-            f"layer {index} of the cache keeps {kept} tokens, and this model's layer sees "
-            f"{needed or 'all'} of them; make one with DynamicCache(model.config)",
-        )
+        if kept is not None and (needed is None or kept < needed):
+            raise ValueError(
+                f"layer {index} of the cache keeps {kept} tokens, and this model's layer sees "
+                f"{needed or 'all'} of them; make one with DynamicCache(model.config)"
+            )
 
 
 def prompt(model: object, input_ids: object, attention_mask: object, max_new_tokens: object) -> None:
     """Refuse what cannot be continued: no causal model, no text, too long a text, padding at its end."""
     task = getattr(model, "task", None)
-    require(task is not None, f"model is {shown(model)}; give a model, such as minilm.load(name)")
-    require(task == "causal-lm", f"a {task} model writes no text; load it with task='causal-lm'")
+    if task is None:
+        raise ValueError(f"model is {shown(model)}; give a model, such as minilm.load(name)")
+    if task != "causal-lm":
+        raise ValueError(f"a {task} model writes no text; load it with task='causal-lm'")
     config = model.config
     token_ids(input_ids, config.vocab_size, model.device)
     whole_number("max_new_tokens", max_new_tokens, 0, "it must be 0 or more")
     (batch, length), limit = input_ids.shape, config.max_positions
-    require(
-        config.rope is not None or length + max_new_tokens <= limit,
-        f"{length} prompt tokens and {max_new_tokens} new ones are {length + max_new_tokens}, but this model "
-        f"has learned {limit} positions; shorten one of them",
-    )
+    if config.rope is None and length + max_new_tokens > limit:
+        raise ValueError(
+            f"{length} prompt tokens and {max_new_tokens} new ones are {length + max_new_tokens}, but this "
+            f"model has learned {limit} positions; shorten one of them"
+        )
     if attention_mask is None:
         return
     shape = getattr(attention_mask, "shape", None)
-    require(
-        shape == input_ids.shape,
-        f"attention_mask is {shown(attention_mask) if shape is None else tuple(shape)}; it must have the "
-        f"shape of input_ids, {tuple(input_ids.shape)}",
-    )
+    if shape != input_ids.shape:
+        raise ValueError(
+            f"attention_mask is {shown(attention_mask) if shape is None else tuple(shape)}; it must have the "
+            f"shape of input_ids, {tuple(input_ids.shape)}"
+        )
     mask(attention_mask, batch, length, 0, config.num_heads, model.device)
     empty = (attention_mask == 0).all(-1).nonzero().flatten().tolist()
-    require(
-        not empty,
-        f"row {empty[0] if empty else None} of attention_mask holds no real token; every row needs one, with "
-        "a 1 in the mask",
-    )
-    require(
-        bool(attention_mask[:, -1].all()),
-        "a row ends in padding, and new tokens would follow it; pad rows on the left to generate from them",
-    )
+    if empty:
+        raise ValueError(
+            f"row {empty[0]} of attention_mask holds no real token; every row needs one, with a 1 in the mask"
+        )
+    if not bool(attention_mask[:, -1].all()):
+        raise ValueError(
+            "a row ends in padding, and new tokens would follow it; pad rows on the left to generate from "
+            "them"
+        )
 
 
 def beams(num_beams: object, length_penalty: object, early_stopping: object) -> None:
@@ -274,32 +280,34 @@ def beams(num_beams: object, length_penalty: object, early_stopping: object) -> 
 
 def draft(given: object, config: ModelConfig, total: int) -> None:
     """Refuse a model that cannot guess for one of this structure, in a text of up to `total` tokens."""
-    require(
-        getattr(given, "task", None) == "causal-lm",
-        f"draft is {shown(given)}; give 'lookup' or a smaller model, loaded with task='causal-lm'",
-    )
+    if getattr(given, "task", None) != "causal-lm":
+        raise ValueError(
+            f"draft is {shown(given)}; give 'lookup' or a smaller model, loaded with task='causal-lm'"
+        )
     known, limit = given.config.vocab_size, given.config.max_positions
-    require(
-        known == config.vocab_size,
-        f"the draft knows {known} tokens and the model {config.vocab_size}; a guess must mean the same to "
-        "both: give a draft with the same tokenizer",
-    )
-    require(
-        given.config.rope is not None or total <= limit,
-        f"the text may reach {total} tokens, and the draft has learned {limit} positions; ask for fewer new "
-        "tokens, or give another draft",
-    )
+    if known != config.vocab_size:
+        raise ValueError(
+            f"the draft knows {known} tokens and the model {config.vocab_size}; a guess must mean the same "
+            "to both: give a draft with the same tokenizer"
+        )
+    if given.config.rope is None and total > limit:
+        raise ValueError(
+            f"the text may reach {total} tokens, and the draft has learned {limit} positions; ask for fewer "
+            "new tokens, or give another draft"
+        )
 
 
 def labels(given: object, batch: int, length: int) -> None:
     """Refuse labels that are not one integer per token."""
-    require(
+    if not (
         isinstance(given, Tensor)
         and tuple(given.shape) == (batch, length)
-        and given.dtype in (torch.int64, torch.int32),
-        f"labels is {described(given)}; one integer per token is needed, [batch, length] = "
-        f"({batch}, {length}), with -100 where nothing is to be learned",
-    )
+        and given.dtype in (torch.int64, torch.int32)
+    ):
+        raise ValueError(
+            f"labels is {described(given)}; one integer per token is needed, [batch, length] = "
+            f"({batch}, {length}), with -100 where nothing is to be learned"
+        )
 
 
 def described(value: object) -> str:
