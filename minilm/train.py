@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.utils.checkpoint import checkpoint as recompute
 
-from minilm import card, checkpoint, checks, data, families, parallel, training_state
+from minilm import atomic, card, checkpoint, checks, data, families, parallel, training_state
 from minilm import loss as losses
 from minilm.config import ModelConfig
 from minilm.data import Rows

@@ -253,7 +253,7 @@ def test_a_save_that_is_cut_off_while_it_replaces_files_is_done(references, tmp_
         minilm.save(second, tmp_path, also=lambda folder: (folder / "tokenizer.json").write_text("{}"))
     assert same_bits(parameters_of(minilm.load(tmp_path)), parameters_of(second))
     assert (checkpoint.resolve(tmp_path) / "tokenizer.json").is_file()
-    with pytest.raises(ValueError, match=r"config\.json"):
+    with pytest.raises((OSError, ValueError), match=r"config\.json"):
         load_reference(tmp_path)
     minilm.save(second, tmp_path)
     assert same_bits(weights_of(tmp_path), parameters_of(second))
