@@ -358,6 +358,7 @@ def save(model: TaskModel, directory: str | os.PathLike, max_shard_bytes: int = 
 
     All files are written beside their places first and moved there last: an interrupted save leaves what was
     there.
+    Raises: OSError where a file cannot be written, ValueError for what has no weights or no names for them.
     """
     family = _family_of(model)
     checks.whole_number("max_shard_bytes", max_shard_bytes, 1, "it must be at least 1")
