@@ -65,7 +65,8 @@ def induction_scores(model: CausalLM, length: int = 48, rows: int = 16) -> Float
     Source: Olsson et al. 2022, In-context Learning and Induction Heads.
     """
     draw = torch.Generator().manual_seed(0)
-    ids = torch.randint(260, model.config.vocab_size, (rows, length), generator=draw)
+    words = 260 if model.config.vocab_size > 300 else 4  # merges; or bytes too, where few were learned
+    ids = torch.randint(words, model.config.vocab_size, (rows, length), generator=draw)
     backend, model.backend = model.backend, "eager"
     out = model(torch.cat((ids, ids), dim=1), output_attentions=True)
     model.backend = backend

@@ -366,6 +366,7 @@ def save(
     it, and the next save clears up. One process at a time may save to a directory.
 
     also: writes more files of the checkpoint into a folder that it is given, such as a tokenizer's `save`.
+    Raises: OSError where a file cannot be written, ValueError for what has no weights or no names for them.
     """
     family = _family_of(model)
     checks.whole_number("max_shard_bytes", max_shard_bytes, 1, "it must be at least 1")

@@ -416,6 +416,12 @@ def test_training_from_the_command_line(case, minilm_command, corpus, tmp_path):
     assert contents(tmp_path) == {"empty": None} or contents(tmp_path) == {}
 
 
+def test_a_text_too_short_for_words(minilm_command, corpus, tmp_path):  # noqa: F811
+    """A vocabulary of bytes alone is small, and not an error after all the training."""
+    ended = minilm_command("train", tmp_path / "new", *TRAIN, "--data", corpus, "--vocab-size", 260)
+    assert ended.code == 0 and (tmp_path / "new" / "README.md").is_file(), ended
+
+
 @table(
     an_empty_corpus=(lambda folder: None, "holds 0 documents", "at least two"),
     a_corpus_of_empty_files=(written("a.txt", ""), "holds 0 documents", "at least two"),

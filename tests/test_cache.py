@@ -254,7 +254,7 @@ def test_clear_refusals():
         minilm.DynamicCache(llama).crop(-1)
     with pytest.raises(ValueError, match="must be at least 1"):
         minilm.StaticCache(llama, 0, 5)
-    with pytest.raises(ValueError, match="max_length 0 must be at least 1"):
+    with pytest.raises(ValueError, match="max_length is 0; it must be at least 1"):
         minilm.StaticCache(llama, 1, 0)
     assert minilm.StaticCache(llama, 1, 1).max_length == 1
 
