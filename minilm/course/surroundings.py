@@ -75,7 +75,7 @@ class Surroundings:
                 self.put_names_back(called, space, before)
         for name, before, read, change in self.settings:
             now = read()
-            if now != before:
+            if str(now) != str(before):
                 change(before)
                 self.changes[f"{name} from {before} to {now}"] = None
         warnings.filters[:] = self.filters

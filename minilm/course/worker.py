@@ -70,35 +70,39 @@ def draw_failure(failure: Failure) -> dict | None:
     return None
 
 
-def check(root: Path, folder: Path, number: str, seed: int, output_bytes: int) -> Report:
+def check(
+    root: Path, folder: Path, exercise: Exercise, unit: list[Exercise], seed: int, output_bytes: int
+) -> Report:
     """Judge one exercise of the files in a folder, and say how long it took.
 
+    unit:         the exercises of the same file.
     output_bytes: more than that may not be printed meanwhile. What was printed is dropped afterwards.
     """
     start, around = time.perf_counter(), Surroundings()
     random.seed(seed)  # whoever draws at random draws the same, whatever was judged before
     torch.manual_seed(seed)
-    found = judge_file(root, folder, number, seed, around)
+    found = judge_file(root, folder, exercise, unit, seed, around)
     around.put_back()
     with contextlib.suppress(OSError, ValueError):  # the learner's code has closed it
         sys.stdout.flush()
         if os.fstat(1).st_size > output_bytes:
-            found = Report(number, found.name, "failed", [sandbox.printed_too_much(output_bytes)])
+            found = Report(exercise.number, exercise.name, "failed", [sandbox.printed_too_much(output_bytes)])
         os.ftruncate(1, 0)
         os.lseek(1, 0, os.SEEK_SET)
     return dataclasses.replace(found, seconds=time.perf_counter() - start)
 
 
-def judge_file(root: Path, folder: Path, number: str, seed: int, around: Surroundings) -> Report:
+def judge_file(
+    root: Path, folder: Path, exercise: Exercise, unit: list[Exercise], seed: int, around: Surroundings
+) -> Report:
     """Judge one exercise of the files in a folder.
 
     around: put back after the learner's file has been imported.
     """
-    (exercise,) = sources.find(root, number)
     file = folder / f"{exercise.module}.py"
 
     def broken(*sentences: str) -> Report:
-        return Report(number, exercise.name, "broken", [*sentences])
+        return Report(exercise.number, exercise.name, "broken", [*sentences])
 
     if not file.is_file():
         what = "is not a file" if file.exists() else "does not exist"
@@ -126,9 +130,7 @@ def judge_file(root: Path, folder: Path, number: str, seed: int, around: Surroun
     verdict = judge(exercise, answer, getattr(solutions, exercise.name), seed)
     found = report(verdict)
     if found.status == "failed" and found.mistake is None:
-        found.sentences[:0] = blame(
-            sources.find(root, number.split(".")[0]), exercise, module, solutions, seed
-        )
+        found.sentences[:0] = blame(unit, exercise, module, solutions, seed)
     return found
 
 
@@ -206,11 +208,14 @@ def main() -> None:
     limit_memory(int(os.environ["MINILM_COURSE_MEMORY"]))
     output_bytes = int(os.environ["MINILM_COURSE_OUTPUT"])
     workspace = os.environ.get("MINILM_COURSE_WORKSPACE")
+    known = {
+        each.number: (each, unit.exercises) for unit in sources.units(Path(root)) for each in unit.exercises
+    }
     with open(results, "a") as file:
         guard.confine(Path(workspace) if workspace else None)
         print(file=file, flush=True)
         for number in numbers:
-            found = check(Path(root), Path(folder), number, int(seed), output_bytes)
+            found = check(Path(root), Path(folder), *known[number], int(seed), output_bytes)
             print(json.dumps(asdict(found)), file=file, flush=True)
     os._exit(0)  # what the learner's code left behind, such as a thread, is not waited for
 
