@@ -121,7 +121,6 @@ KEEPS = {  # what it does: its code, and what its learner is told
         "PermissionError: your code calls socket.bind; an exercise needs no network",
     ),
     "asks for a key": ("return input('n? ')", "EOFError: your code waits for input(), and nobody types"),
-    "reads what is typed": ("import sys\nreturn sys.stdin.read()", "''"),
     "shows a plot": ("import matplotlib.pyplot as plt\nplt.plot([1])\nplt.show()", "None"),
     "prints more than a screen": ("print('x' * 100_000)", "your code printed more than 64 KB"),
     "leaves threads that never end": (
@@ -148,25 +147,6 @@ KEEPS = {  # what it does: its code, and what its learner is told
         "found = []\nfound.append(found)\nreturn found",
         "TypeError: the result holds lists in lists without end",
     ),
-    "gives an object that can be neither compared nor printed": (
-        "class Odd:\n    def __eq__(self, other): raise RuntimeError\n"
-        "    def __repr__(self): raise RuntimeError\nreturn Odd()",
-        "a value that cannot be printed (RuntimeError) (Odd)",
-    ),
-    "gives an object that equals everything": (
-        "class Odd(int):\n    def __eq__(self, other): return True\nreturn Odd(7)",
-        "7 (Odd)",
-    ),
-    "gives a number too long to be printed": (
-        "return 10**5000",
-        "a value that cannot be printed (ValueError)",
-    ),
-    "gives an object that is elsewhere each time": ("return object()", "<object object>"),
-    "gives a generator": ("yield 1", "generator"),
-    "raises an error that cannot be printed": (
-        "class Odd(Exception):\n    def __str__(self): raise RuntimeError\nraise Odd",
-        "Odd: its message cannot be shown",
-    ),
     "raises an error that no terminal can show": (
         "raise ValueError('\\ud800\\x1b[2J')",
         "ValueError: \N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}[2J",
@@ -186,6 +166,7 @@ ENDS = {  # what ends the process, so that the next answer is judged in another 
         "import sys\nsys.stdout = sys.stderr = None\nsys.exit(5)",
         "your code ended the process (code 5): it printed nothing",
     ),
+    "prints without end": ("while True: print('x' * 1000)", "your code printed more than 64 KB"),
     "exits at once": ("print('so long', flush=True)\nimport os\nos._exit(0)", "(code 0): so long"),
     "crashes": (
         "import ctypes\nctypes.string_at(0)",
@@ -197,8 +178,31 @@ ENDS = {  # what ends the process, so that the next answer is judged in another 
     ),
     "closes every file": ("import os\nos.closerange(0, 1000)", "your code ended the process (code 1)"),
 }  # fmt: skip
-HOSTILE = [*KEEPS.items(), *ENDS.items()]
-PAIRS = [dict(HOSTILE[place : place + 2]) for place in range(0, len(HOSTILE), 2)]
+INSTEAD = {  # what it gives instead of a number; these come second in their file, where one is asked for
+    "gives an object that can be neither compared nor printed": (
+        "class Odd:\n    def __eq__(self, other): raise RuntimeError\n"
+        "    def __repr__(self): raise RuntimeError\nreturn Odd()",
+        "a value that cannot be printed (RuntimeError) (Odd)",
+    ),
+    "gives an object that equals everything": (
+        "class Odd(int):\n    def __eq__(self, other): return True\nreturn Odd(7)",
+        "7 (Odd)",
+    ),
+    "gives a number too long to be printed": (
+        "return 10**5000",
+        "a value that cannot be printed (ValueError)",
+    ),
+    "gives an object that is elsewhere each time": ("return object()", "<object object>"),
+    "gives a generator": ("yield 1", "generator"),
+    "raises an error that cannot be printed": (
+        "class Odd(Exception):\n    def __str__(self): raise RuntimeError\nraise Odd",
+        "Odd: its message cannot be shown",
+    ),
+    "reads what is typed": ("import sys\nreturn sys.stdin.read()", "''"),
+}  # fmt: skip
+HOSTILE = [*KEEPS.items(), *ENDS.items(), *INSTEAD.items()]
+HALF = len(HOSTILE) // 2
+PAIRS = [dict(pair) for pair in zip(HOSTILE[:HALF], HOSTILE[HALF:], strict=True)]
 
 
 @needs_linux
@@ -298,23 +302,22 @@ def test_a_file(kind, tmp_path, temporary):
         assert report.status == "passed", report
     else:
         assert report.status in ("broken", "failed") and words in report.sentences[0], report
-    exercise, broken = UNIT[1], words is not None and kind.startswith(("in ", "of ", "empty"))
-    progress.note(tmp_path, exercise, report)  # what is kept of any file
-    assert progress.state(tmp_path, exercise) == ("begun" if words else "passed")
-    course.reset("8.2", tmp_path)
-    stub = (tmp_path / FILE).read_text(encoding="utf-8")
-    assert 'NotImplementedError("exercise 8.2")' in stub
-    assert broken or words or "# END SOLUTION" in stub, "the other answers are kept"
+    progress.note(tmp_path, UNIT[1], report)  # the state and a reset look at the text of the file
+    assert progress.state(tmp_path, UNIT[1]) == ("begun" if words else "passed")
+    sources.reset(ROOT, tmp_path, UNIT[1:2])
+    stubs = (tmp_path / FILE).read_text(encoding="utf-8")
+    assert 'NotImplementedError("exercise 8.2")' in stubs
+    assert words or "# BEGIN SOLUTION 8.1" in stubs, "the other answers are lost"
 
 
 @needs_linux
 def test_what_is_no_file_is_told(tmp_path, temporary):
-    for make in (os.mkdir, os.mkfifo):
+    for make, remove in ((os.mkdir, os.rmdir), (os.mkfifo, os.unlink)):
         make(tmp_path / FILE)
         (report,) = sandbox.run(ROOT, tmp_path, UNIT[1:2], 3, LIMITS, start="prepared")
         assert report.status == "broken" and f"{FILE} is not a file" in report.sentences[0]
         assert progress.fingerprint(tmp_path, UNIT[1])
-        shutil.rmtree(tmp_path / FILE, ignore_errors=True)
+        remove(tmp_path / FILE)
     with pytest.raises(ValueError, match=r"absent is not a folder; give the one that holds the answers"):
         course.check("8", tmp_path / "absent")
     assert not (tmp_path / "absent").exists()
@@ -509,13 +512,15 @@ def test_a_class_at_once_is_graded_as_one_by_one(tmp_path, monkeypatch):
     assert len(wrong) == 9 + 3 and ("right", "8.1") not in wrong
 
 
-def test_a_grading_shows_how_far_it_is(monkeypatch):
+def test_a_grading_shows_how_far_it_is(tmp_path, monkeypatch):
     screen = io.StringIO()
     monkeypatch.setattr(grade, "console", Console(file=screen, force_terminal=True, width=100))
     learners = [submissions.Submission(name) for name in "abc"]
-    steps = ([each] for each in "xyz")
-    monkeypatch.setattr(grade, "grade", lambda *_: steps)
-    assert grade.follow(None, learners, UNIT[1:2], everything=False) == ["x", "y", "z"]
+    report = Report("8.2", "kv_cache_bytes", "passed", [])
+    monkeypatch.setattr(grade, "grade", lambda *_: ([grade.row(each, UNIT[1], report)] for each in learners))
+    grading = grade.Grading(ROOT, tmp_path, grade.FIRST_SEED, LIMITS)
+    rows = grade.follow(grading, learners, UNIT[1:2], everything=False)
+    assert [row.submission for row in rows] == ["a", "b", "c"]
     assert "grading" in screen.getvalue() and "3/3" in screen.getvalue() and "exercises" in screen.getvalue()
 
 
