@@ -113,7 +113,7 @@ def run_module(
     """Run a module that runs a learner's code: what it wrote, and in a sentence what ended it.
 
     workspace: the folder that the code runs in, and the only one in which it may change files (see guard);
-               None lets it run in root, with all that the user may do.
+               None lets it run in root, and change all that the user may.
     stop:      ends the process when it is set.
     start:     where the process comes from, see Start.
     Raises:    Stopped if stop was set.

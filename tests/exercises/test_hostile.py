@@ -426,8 +426,19 @@ re.match("(a+)+$", "a" * 60 + "b")  # lets no other thread of Python run
 """
 RUNNER = """
 import sys; from pathlib import Path; from minilm.course import sandbox, sources
-sandbox.run(Path(sys.argv[1]), Path(sys.argv[2]), sources.find(Path(sys.argv[1]), "8.2"), 1, start="copy")
+root, folder = map(Path, sys.argv[1:])
+for report in sandbox.run(root, folder, sources.find(root, "8.2"), 1, start="copy"): print(report.sentences)
 """
+
+
+@needs_linux
+def test_a_copy_of_the_runner_never_goes_on_as_a_runner(tmp_path):
+    """Not even where the code has left nothing that could be flushed."""
+    body, words = ENDS["exits without an output"]
+    (tmp_path / FILE).write_text(answered(e8_2=body), encoding="utf-8")
+    command = [sys.executable, "-c", RUNNER, ROOT, tmp_path]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert ended.stdout == f"{[words]}\n" and not ended.stderr, ended
 
 
 @needs_linux
