@@ -1,5 +1,7 @@
 """The runner: python -m minilm.course status | check | hint | solution | reset | watch | assemble | …."""
 
+import contextlib
+import signal
 import time
 from pathlib import Path
 from typing import Annotated
@@ -44,7 +46,7 @@ def check(
     seed: Annotated[int | None, typer.Option(min=0, help="Repeat the inputs of an earlier check.")] = None,
 ) -> None:
     """Check your answers on fresh random inputs. Exit code 1 where one is not right yet."""
-    reports = api.check(wanted, folder, seed, fork=True)
+    reports = api.check(wanted, folder, seed, start="copy")
     for report in reports:
         say(show.rich_text(report))
     say(reports.summary)
@@ -90,7 +92,7 @@ def watch(
     say(f"watching {len(exercises)} exercises in {place}; save a file to have it checked, Ctrl-C ends")
     for changed in changes(place, exercises):
         for exercise in changed:
-            for report in api.check(exercise.number, place, fork=True):
+            for report in api.check(exercise.number, place, start="copy"):
                 say(show.rich_text(report))
 
 
@@ -98,8 +100,11 @@ def changes(folder: Path, exercises: list[Exercise], pause: float = 0.5):
     """Wait for files to be saved; give the exercises whose own code is another than before."""
 
     def saved() -> dict[str, float]:
-        paths = {exercise.module: folder / f"{exercise.module}.py" for exercise in exercises}
-        return {module: path.stat().st_mtime for module, path in paths.items() if path.exists()}
+        times = {}
+        for module in {exercise.module for exercise in exercises}:
+            with contextlib.suppress(OSError):  # it is not there, or an editor is about to replace it
+                times[module] = (folder / f"{module}.py").stat().st_mtime
+        return times
 
     times = saved()
     prints = {exercise.number: progress.fingerprint(folder, exercise) for exercise in exercises}
@@ -185,7 +190,10 @@ def execute(
 
 
 def main() -> None:
-    """Run the command line."""
+    """Run the command line. Being ended, or losing the terminal, cleans up like Ctrl-C."""
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.default_int_handler)
     command_line.run(app)
 
 

@@ -2,10 +2,12 @@
 
 import difflib
 import secrets
+import warnings
 from pathlib import Path
 
 from minilm.course import assembling, progress, sandbox, sources
 from minilm.course.assembling import Outcome, Size
+from minilm.course.sandbox import Start
 from minilm.course.show import Reports, Status, UnitStatus
 from minilm.course.spec import Exercise
 from minilm.table import Table
@@ -25,23 +27,32 @@ def answers_folder(folder: str | Path | None = None) -> Path:
 
 
 def check(
-    wanted: str, folder: str | Path | None = None, seed: int | None = None, fork: bool = False
+    wanted: str, folder: str | Path | None = None, seed: int | None = None, start: Start = "new"
 ) -> Reports:
     """Check answers on fresh random inputs, in a process of its own.
 
     wanted: an exercise such as "5.4", or a unit such as "5".
     folder: whose answers; exercises/ by default. What passes there is remembered for `status`.
     seed:   repeats the inputs of an earlier check.
-    fork:   see sandbox.run_module.
+    start:  where the process comes from, see sandbox.Start.
+    Raises: ValueError where there is no such folder or exercise.
     """
     root, folder = sources.repository(), answers_folder(folder)
+    if not folder.is_dir():
+        raise ValueError(
+            f"{folder} is not a folder; give the one that holds the answers. `python -m minilm.course build` "
+            "writes exercises/ anew"
+        )
     seed = secrets.randbelow(PUBLIC_SEEDS) if seed is None else seed
     if not isinstance(seed, int) or seed < 0:
         raise ValueError(f"seed is {seed!r}; it must be an integer, 0 or more, or None for a fresh one")
     exercises = sources.find(root, str(wanted))
-    reports = sandbox.run(root, folder, exercises, seed, fork=fork)
-    for exercise, report in zip(exercises, reports, strict=True):
-        progress.note(folder, exercise, report)
+    reports = sandbox.run(root, folder, exercises, seed, start=start)
+    try:
+        for exercise, report in zip(exercises, reports, strict=True):
+            progress.note(folder, exercise, report)
+    except OSError as error:  # somebody else's folder, or one that the code that was checked has removed
+        warnings.warn(f"what passed cannot be remembered for `status`: {error}", stacklevel=2)
     return Reports(reports, seed)
 
 
@@ -91,7 +102,7 @@ def code_of(folder: Path, exercise: Exercise) -> str:
     """The code of an answer; empty where it cannot be found."""
     path = folder / f"{exercise.module}.py"
     try:
-        return sources.segment(path.read_text(encoding="utf-8"), exercise.name)
+        return sources.segment(sources.read_text(path), exercise.name)
     except (OSError, SyntaxError, KeyError):
         return ""
 

@@ -1,7 +1,8 @@
 """The process in which a learner's parts run inside the package; assembling.py reads what it writes.
 
 Called as python -m minilm.course.assembly ROOT FOLDER RESULTS SIZE NUMBER…; SIZE as in assembling.py.
-It appends lines of JSON to the file RESULTS, each with a "kind": doing, result, failure, text or calls.
+It appends lines of JSON to the file RESULTS, each with a "kind": doing, result, failure, text or calls; an
+empty line comes first.
 """
 
 import json
@@ -259,11 +260,12 @@ def main() -> None:
     torch.set_num_threads(1)
     limit_memory(int(os.environ["MINILM_COURSE_MEMORY"]))
 
-    def write(line: dict) -> None:
-        with open(results, "a") as file:
-            file.write(json.dumps(line) + "\n")
+    file = open(results, "a", buffering=1)  # noqa: SIM115 (as long as the process lives)
 
-    Path(results).touch()  # from here on a learner's code runs
+    def write(line: dict) -> None:
+        print(json.dumps(line), file=file)
+
+    print(file=file)  # from here on a learner's code runs
     every = [exercise for unit in sources.units(Path(root)) for exercise in unit.exercises]
     parts = load_parts(Path(folder), [each for each in every if each.number in numbers])
     assembly = Assembly(make_rounds(parts), write, dict.fromkeys(numbers, 0))

@@ -38,6 +38,29 @@ def detach(value: Any) -> Any:
     return map_leaves(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, value)
 
 
+def plain(value: Any) -> Any:
+    """The value with its tensors as numbers in memory, of torch's own class, whatever a subclass does.
+
+    Raises: TypeError where a tensor is not of that kind, or where lists contain themselves.
+    """
+
+    def change(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        with torch._C.DisableTorchFunctionSubclass():
+            if leaf.device.type != "cpu":
+                raise TypeError(f"the result is on the device {leaf.device}; its inputs are on the CPU")
+            if leaf.layout != torch.strided or leaf.is_nested or leaf.is_quantized:
+                kind = "nested" if leaf.is_nested else "quantized" if leaf.is_quantized else leaf.layout
+                raise TypeError(f"the result is a {kind} tensor; give an ordinary (dense) one")
+            return leaf.as_subclass(Tensor)
+
+    try:
+        return map_leaves(change, value)
+    except RecursionError:
+        raise TypeError("the result holds lists in lists without end") from None
+
+
 def size(tensor: Tensor) -> float:
     """The largest finite number in a tensor, by absolute value."""
     finite = tensor[tensor.isfinite()].double().abs()
@@ -58,7 +81,8 @@ def describe(found: Any, expected: Any, allowed: float, what: str = "the result"
         return describe_sequence(found, expected, allowed, what)
     if isinstance(expected, Tensor):
         return describe_tensor(found, expected, allowed, what)
-    if isinstance(expected, float) and isinstance(found, (int, float, Tensor)):
+    one_number = isinstance(found, (int, float)) or (isinstance(found, Tensor) and found.numel() == 1)
+    if isinstance(expected, float) and one_number:
         number = float(found)
         near = abs(number - expected) <= max(allowed, 1e-9 * abs(expected)) and not isinf(expected)
         if near or number == expected or (isnan(number) and isnan(expected)):
@@ -67,8 +91,16 @@ def describe(found: Any, expected: Any, allowed: float, what: str = "the result"
     if type(found) is type(expected) and found == expected:
         return None
     kinds = "" if type(found) is type(expected) else f" ({type(expected).__name__})"
-    got = f"a tensor of shape {list(found.shape)}" if isinstance(found, Tensor) else f"{found!r}"
+    got = f"a tensor of shape {list(found.shape)}" if isinstance(found, Tensor) else shown(found)
     return f"{what} is {got}{kinds and f' ({type(found).__name__})'}, expected {expected!r}{kinds}"
+
+
+def shown(value: Any) -> str:
+    """A value as Python writes it, not too long, whatever its own __repr__ does."""
+    try:
+        return repr(value)[:500]
+    except Exception as error:
+        return f"a value that cannot be printed ({type(error).__name__})"
 
 
 def describe_sequence(found: Any, expected: tuple | list, allowed: float, what: str) -> str | None:
@@ -97,7 +129,7 @@ def describe_sequence(found: Any, expected: tuple | list, allowed: float, what: 
 
 def in_short(value: Any) -> str:
     """A list of numbers and words as Python writes it, with six digits of each number."""
-    return repr(map_leaves(lambda x: float(f"{x:.6g}") if isinstance(x, float) else x, value))[:150]
+    return shown(map_leaves(lambda x: float(f"{x:.6g}") if isinstance(x, float) else x, value))[:150]
 
 
 def describe_dict(found: Any, expected: dict, allowed: float, what: str) -> str | None:

@@ -11,7 +11,6 @@ import json
 import os
 import re
 import secrets
-import signal
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -27,7 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from minilm import atomic
 from minilm.course import class_report, lab, sandbox, sources, submissions
 from minilm.course.class_report import LabRow, Row
-from minilm.course.spec import Exercise, Report
+from minilm.course.spec import Exercise, Report, printable
 from minilm.course.submissions import Submission
 
 FIRST_SEED = 1_000_000  # the tests and `check` use smaller ones, which learners see
@@ -134,7 +133,9 @@ def run(
         submission.write(folder)
         workspace.mkdir()
         limits = dataclasses.replace(grading.limits, patience=max(PATIENCE, grading.jobs / cores()))
-        reports = sandbox.run(grading.root, folder, unit, grading.seed, limits, workspace.resolve(), stop)
+        reports = sandbox.run(
+            grading.root, folder, unit, grading.seed, limits, workspace.resolve(), stop, "prepared"
+        )
     for report in reports:
         here = str(temporary.resolve()) + os.sep  # another one each time
         report.sentences = [readable(each.replace(here, "")) for each in report.sentences[:10]]
@@ -144,7 +145,7 @@ def run(
 
 def readable(sentence: str) -> str:
     """A sentence of bounded length that any file and terminal can hold, whatever a learner wrote in it."""
-    line = submissions.printable(sentence.encode(errors="replace").decode())
+    line = printable(sentence.encode(errors="replace").decode())
     return line if len(line) <= TEXT_LENGTH else f"{line[:TEXT_LENGTH]}…"
 
 
@@ -271,7 +272,6 @@ def command(
     out.mkdir(parents=True, exist_ok=True)
     limits = sandbox.Limits(seconds, int(memory * 2**30))
     grading = Grading(root, out, choose_seed(seed, out), limits, jobs or cores())
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that being ended cleans up like Ctrl-C
     rows = follow(grading, found, wanted, everything)
     order = {each.number: place for place, each in enumerate(wanted)}
     place = {each.name: index for index, each in enumerate(found)}

@@ -1,14 +1,16 @@
-"""Keeping code that is graded in its own folder.
+"""Keeping a learner's code in its own process, and code that is graded in its own folder.
 
-Python tells an audit hook (PEP 578) before it opens, deletes or renames a file or starts a process, and the
-hook may refuse by raising. That stops accidents: a loop that removes files, a path that leads too far up. It
-does not stop an attacker, who can call the system around Python: grade strangers' code in a container.
+Python tells an audit hook (PEP 578) before it opens, deletes or renames a file, starts a process or asks for
+a key, and the hook may refuse by raising. That stops accidents: a loop that forks, a path that leads too far
+up. It does not stop an attacker, who can call the system around Python: grade strangers' code in a container.
 """
 
+import contextlib
 import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any, NoReturn
 
 FILE_BYTES = 64 * 2**20  # how large one file may become, where the system limits that (not on Windows)
 CHANGING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
@@ -20,18 +22,29 @@ PATHS = {
 }  # fmt: skip
 PROCESSES = {
     "os.exec", "os.fork", "os.forkpty", "os.kill", "os.killpg", "os.posix_spawn", "os.spawn", "os.startfile",
-    "os.system", "pty.spawn", "subprocess.Popen",
+    "os.system", "pty.spawn", "subprocess.Popen", "_winapi.CreateProcess",
 }  # fmt: skip
+NETWORK = {"socket.bind", "socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto"}
+LONGEST = 200  # letters of a path below the folder: what is nested deeper cannot be removed by shutil.rmtree
 
 
-def confine(folder: Path) -> None:
-    """From now on this process may change only what lies in one folder, and start or end no other process."""
-    home = os.path.realpath(folder)
+def confine(folder: Path | None) -> None:
+    """From now on this process may start or end no other one, and use no network and no keyboard.
+
+    folder: the only one in which it may change files; None lets it change all that the user may.
+    """
+    home = folder and os.path.realpath(folder)
     sys.dont_write_bytecode = True
 
     def refuse(event: str, arguments: tuple) -> None:
         if event in PROCESSES:
             raise PermissionError(f"your code calls {event}; an exercise needs no other process")
+        if event in NETWORK:
+            raise PermissionError(f"your code calls {event}; an exercise needs no network")
+        if event == "builtins.input":
+            raise EOFError("your code waits for input(), and nobody types; take values from the arguments")
+        if home is None:
+            return
         if event == "open":
             path, _, flags = arguments
             paths = [(path, None)] if (flags or 0) & CHANGING else []
@@ -43,9 +56,23 @@ def confine(folder: Path) -> None:
                 raise PermissionError(
                     f"your code wants to change {found}; it may change only what its working directory holds"
                 )
+            if found is not None and len(found) > len(home) + LONGEST:
+                raise PermissionError(f"your code nests folders too deep: {found[:LONGEST]}…")
 
     limit_files()
+    refuse_silent_starts()
     sys.addaudithook(refuse)
+
+
+def refuse_silent_starts() -> None:
+    """Refuse the one way of starting a process that no hook is told about: multiprocessing's "spawn"."""
+    with contextlib.suppress(ImportError):  # there is none on Windows
+        import _posixsubprocess
+
+        def refuse(*_: Any) -> NoReturn:
+            raise PermissionError("your code starts a process; an exercise needs no other one")
+
+        _posixsubprocess.fork_exec = refuse
 
 
 def real_path(path: str | bytes | os.PathLike | int | None, base: int | None) -> str | None:

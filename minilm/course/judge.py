@@ -5,6 +5,7 @@ where it differs, with what each known mistake computes on the same inputs.
 """
 
 import copy
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from minilm.course import difference
 from minilm.course.spec import Case, Draw, Exercise, Mistake
+from minilm.course.surroundings import Surroundings
 
 ONLY_HALF = (
     "only inputs in bf16 or fp16 go wrong, and fp32 is right: which step has to be computed in fp32, and "
@@ -58,9 +60,9 @@ class Verdict:
 
 def judge(exercise: Exercise, answer: Any, solution: Any, seed: int) -> Verdict:
     """Check an answer to an exercise. The same seed tries the same inputs."""
-    verdict = Verdict(exercise.number, exercise.name)
-    trials = list(try_cases(exercise, answer, solution, seed))
-    if any(isinstance(outcome.error, NotImplementedError) for _, _, outcome, _ in trials):
+    verdict, around = Verdict(exercise.number, exercise.name), Surroundings()
+    trials = list(try_cases(exercise, answer, solution, seed, around))
+    if any(is_stub(outcome.error) for _, _, outcome, _ in trials):
         verdict.unsolved = True
         return verdict
     sentences = [fault(*trial) for trial in trials]
@@ -71,7 +73,10 @@ def judge(exercise: Exercise, answer: Any, solution: Any, seed: int) -> Verdict:
         verdict.failures.insert(0, Failure("", ONLY_HALF))
     for index, (statement, check) in enumerate(exercise.laws):
         try:
-            check(answer, Draw(seed + 1000 + index))
+            try:
+                check(answer, Draw(seed + 1000 + index))
+            finally:
+                around.put_back()
         except AssertionError as error:
             verdict.failures.append(
                 Failure("", f"this should hold for every input, and does not: {statement}. {error}".strip())
@@ -80,7 +85,14 @@ def judge(exercise: Exercise, answer: Any, solution: Any, seed: int) -> Verdict:
             verdict.failures.append(Failure("", f"while checking that {statement}: {in_words(error)}"))
     if verdict.failures:
         verdict.mistake = recognise(exercise, trials)
+    if around.changes:
+        verdict.failures.insert(0, Failure("", around.sentence()))
     return verdict
+
+
+def is_stub(error: BaseException | None) -> bool:
+    """Whether an error says that an answer has not been written; torch raises this type for other reasons."""
+    return isinstance(error, NotImplementedError) and re.match(r"exercise \d|$", str(error)) is not None
 
 
 def only_half(trials: list[tuple[Case, Outcome, Outcome, float]], sentences: list[str | None]) -> bool:
@@ -105,16 +117,19 @@ def is_half(case: Case) -> bool:
 
 
 def try_cases(
-    exercise: Exercise, answer: Any, solution: Any, seed: int
+    exercise: Exercise, answer: Any, solution: Any, seed: int, around: Surroundings
 ) -> Iterator[tuple[Case, Outcome, Outcome, float]]:
     """Each case with the expected outcome, the answer's, and how far values may lie apart."""
     for case in exercise.cases(Draw(seed)):
         expected = run(solution, case)
-        yield case, expected, run(answer, case), tolerance(solution, case, expected)
+        yield case, expected, run(answer, case, around), tolerance(solution, case, expected)
 
 
-def run(answer: Any, case: Case) -> Outcome:
-    """Use an answer on its own copy of a case's inputs; a changed input is an error."""
+def run(answer: Any, case: Case, around: Surroundings | None = None) -> Outcome:
+    """Use an answer on its own copy of a case's inputs; a changed input is an error.
+
+    around: put back before anything looks at what the answer gave; a learner's code may have changed it.
+    """
     args = copy.deepcopy(case.args)
     trained = {
         index: [tensor for tensor in difference.tensors(args[index]) if tensor.is_floating_point()]
@@ -126,20 +141,25 @@ def run(answer: Any, case: Case) -> Outcome:
     args = tuple(difference.map_leaves(copy_trained, arg) if index in trained else arg
                  for index, arg in enumerate(args))  # fmt: skip
     try:
-        value = case.use(answer, *args) if case.use else answer(*args)
+        try:
+            value = case.use(answer, *args) if case.use else answer(*args)
+        finally:
+            if around is not None:
+                around.put_back()
+        value = difference.plain(value)
         computed = gradients(value, trained) if trained else {}
     except Exception as error:
-        return Outcome(error=error)
+        return Outcome(error=error.with_traceback(None))  # which would hold all that the answer allocated
     for index, (before, after) in enumerate(zip(case.args, args, strict=True)):
-        if difference.describe(plain(after), plain(before), 0.0) is not None:
+        if difference.describe(comparable(after), comparable(before), 0.0) is not None:
             return Outcome(difference.detach(value), InputChanged(index))
     return Outcome(difference.detach(value), gradients=difference.detach(computed))
 
 
-def plain(value: Any) -> Any:
+def comparable(value: Any) -> Any:
     """What can be compared of an input: tensors, numbers and words, but not models and other objects."""
-    comparable = (Tensor, int, float, str)
-    return difference.map_leaves(lambda x: x if isinstance(x, comparable) else None, difference.detach(value))
+    kinds = (Tensor, int, float, str)
+    return difference.map_leaves(lambda x: x if isinstance(x, kinds) else None, difference.detach(value))
 
 
 def copy_trained(leaf: Any) -> Any:
@@ -223,7 +243,10 @@ def fault(case: Case, expected: Outcome, outcome: Outcome, allowed: float) -> st
 
 def compare(found: Outcome, expected: Outcome, allowed: float) -> str | None:
     """How an outcome without error differs from another, as a sentence: the result first, then gradients."""
-    sentence = difference.describe(found.value, expected.value, allowed)
+    try:
+        sentence = difference.describe(found.value, expected.value, allowed)
+    except Exception as error:  # an object may be such that it cannot even be looked at
+        return f"the result cannot be compared with what is expected: {in_words(error)}"
     for index, gradient in expected.gradients.items():
         what = f"the result is right, but the gradient of argument {index + 1}"
         sentence = sentence or difference.describe(found.gradients.get(index), gradient, allowed, what)
@@ -232,7 +255,12 @@ def compare(found: Outcome, expected: Outcome, allowed: float) -> str | None:
 
 def in_words(error: BaseException) -> str:
     """An exception in one line."""
-    return f"{type(error).__name__}: {str(error).strip() or 'no message'}".splitlines()[0]
+    try:
+        said = str(error).strip()
+    except Exception:
+        said = "its message cannot be shown"
+    usual = "your code needs more memory than it may have" if isinstance(error, MemoryError) else "no message"
+    return f"{type(error).__name__}: {said or usual}".splitlines()[0]
 
 
 def recognise(exercise: Exercise, trials: list[tuple[Case, Outcome, Outcome, float]]) -> Mistake | None:

@@ -61,7 +61,7 @@ def state(folder: Path, exercise: Exercise) -> str:
 def fingerprint(folder: Path, exercise: Exercise) -> str:
     """A hash of an answer's code: the whole file's where its own part cannot be told."""
     path = folder / f"{exercise.module}.py"
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    text = sources.read_text(path) if path.is_file() else ""
     with contextlib.suppress(SyntaxError, KeyError):
         text = sources.segment(text, exercise.name)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import importlib.util
+import io
 import itertools
 import re
 import sys
@@ -101,12 +102,25 @@ def build(root: Path) -> list[Path]:
     return written
 
 
+def read_text(path: Path) -> str:
+    """The text of a learner's file, whatever an editor made of it: what is no UTF-8 is replaced by a mark."""
+    return path.read_text(encoding="utf-8-sig", errors="replace")
+
+
 def lines_of(source: str, name: str) -> tuple[int, int]:
     """Where a function or class stands in a file: its first line, with decorators, and one past its last.
 
     Raises: KeyError if there is none of that name at the top level; SyntaxError if the file is no Python.
     """
-    for node in ast.parse(source).body:
+    try:
+        nodes = ast.parse(source).body
+    except (
+        ValueError,
+        RecursionError,
+        MemoryError,
+    ) as error:  # a null byte; brackets in brackets without end
+        raise SyntaxError(str(error)) from error
+    for node in nodes:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and node.name == name:
             first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
             return first - 1, node.end_lineno
@@ -116,7 +130,8 @@ def lines_of(source: str, name: str) -> tuple[int, int]:
 def segment(source: str, name: str) -> str:
     """The code of one function or class of a file. Raises as lines_of does."""
     first, last = lines_of(source, name)
-    return "".join(source.splitlines(keepends=True)[first:last])
+    lines = io.StringIO(source, newline="\n")  # as Python counts them; splitlines also splits at form feeds
+    return "".join(itertools.islice(lines, first, last))
 
 
 def reset(root: Path, folder: Path, exercises: list[Exercise]) -> list[Path]:
@@ -131,7 +146,7 @@ def reset(root: Path, folder: Path, exercises: list[Exercise]) -> list[Path]:
         text = stubs
         if path.exists():
             backups.append(back_up(path))
-            text = path.read_text(encoding="utf-8", errors="replace")
+            text = read_text(path)
             for name in (exercise.name for exercise in exercises if exercise.module == module):
                 try:
                     text = text.replace(segment(text, name), segment(stubs, name))
@@ -145,11 +160,11 @@ def reset(root: Path, folder: Path, exercises: list[Exercise]) -> list[Path]:
 
 def back_up(path: Path) -> Path:
     """A copy in .backup beside the file, under a name that no other copy has."""
-    folder = path.parent / ".backup"
+    content, folder = path.read_bytes(), path.parent / ".backup"
     folder.mkdir(exist_ok=True)
     stamp = time.strftime("%Y%m%d-%H%M%S")
     for count in itertools.count():
         copy = folder / f"{path.stem}-{stamp}{f'-{count}' if count else ''}{path.suffix}"
         with contextlib.suppress(FileExistsError):
-            atomic.create(copy, path.read_bytes())
+            atomic.create(copy, content)
             return copy

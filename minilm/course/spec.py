@@ -143,3 +143,8 @@ class Report:
     mistake: dict[str, str] | None = None
     seconds: float = 0.0  # that the check took
     picture: dict | None = None  # "found" and "expected", two tables of numbers, and "label"
+
+
+def printable(text: str) -> str:
+    """A text without what a terminal or a table cannot show."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from minilm.course import lab
+from minilm.course.spec import printable
 
 FILE_BYTES = 2**20  # a file of exercises has a few thousand
 FOLDER_BYTES = 16 * 2**20
@@ -94,11 +95,6 @@ def find(
     return unique(found), ignored
 
 
-def printable(name: str) -> str:
-    """A name without what a terminal or a table cannot show."""
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name)
-
-
 def unique(found: list[Submission]) -> list[Submission]:
     """The same submissions with a number behind names that occur twice."""
     seen: dict[str, int] = {}
@@ -132,7 +128,7 @@ def read(name: str, open_tree: Callable[[], Tree], wanted: set[str]) -> Submissi
                 raise Unusable(f"its files have more than {FOLDER_BYTES // 2**20} MB")
         return Submission(name, files, labs, unread)
     except Unusable as problem:
-        return Submission(name, problem=str(problem))
+        return Submission(name, problem=printable(str(problem)))
 
 
 def read_file(content: Callable[[int], bytes]) -> bytes:

@@ -35,7 +35,7 @@ def judged(monkeypatch):
     """Reports without a process: what each exercise number is said to be; all else is unsolved."""
     outcomes: dict[str, str] = {}
 
-    def run(root, folder, exercises, seed, fork=False):
+    def run(root, folder, exercises, seed, start="new"):
         return [Report(e.number, e.name, outcomes.get(e.number, "unsolved"), []) for e in exercises]
 
     monkeypatch.setattr(sandbox, "run", run)
