@@ -311,8 +311,8 @@ def grade_class(folder: Path) -> None:
     real, described, temporary = sandbox.run, units(), folder.parent / "temporary"
     temporary.mkdir(exist_ok=True)
 
-    def judge(*arguments) -> list:
-        reports = real(*arguments, fork=True)
+    def judge(*arguments) -> list:  # the last one says where the process comes from
+        reports = real(*arguments[:-1], "copy")
         for report in reports:
             report.seconds = 0.0  # so that the tables of two gradings are the same
         return reports
