@@ -1,5 +1,6 @@
 """The glossary and the index of concepts: every word, name, link and section in them is really there."""
 
+import fnmatch
 import functools
 import importlib
 import inspect
@@ -269,3 +270,17 @@ def test_every_command_that_is_named_exists(path):
         assert set(re.findall(r"(?<!\S)--[a-z0-9-]+", rest)) <= known | {"--help"}, (
             f"python -m {module} {name}{rest}"
         )
+
+
+def test_every_test_file_stands_in_one_layer():
+    """The contributor's guide names each file of tests once; "the others" are those of the exercises."""
+    (rows,) = [
+        [names_in(cells[1]) for cells in table_rows(part) if len(cells) == 4]
+        for part in read(ROOT / "CONTRIBUTING.md").split("\n## ")
+        if part.startswith("The tests")
+    ]
+    for path in (ROOT / "tests").glob("**/test_*.py"):
+        name = path.relative_to(ROOT / "tests").as_posix()
+        named = sum(fnmatch.fnmatch(name, pattern) for row in rows for pattern in row)
+        assert named == 1 or (named == 0 and path.parent.name == "exercises"), name
+    assert all(list((ROOT / "tests").glob(pattern)) for row in rows[:-1] for pattern in row)
