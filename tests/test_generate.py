@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import minilm
 from minilm.families import FAMILIES
-from minilm.generate import penalize_repetition, top_k_filter, top_p_filter
+from minilm.generate import min_p_filter, penalize_repetition, top_k_filter, top_p_filter
 
 LENGTH = 9
 GREEDY_TOKENS = 64
@@ -111,12 +111,16 @@ def test_sampling_equals_transformers(pair, model_type, padded):
         {"top_p": 0.05},
         {"top_p": 0.6},
         {"top_p": 1.0},
+        {"min_p": 0.0},
+        {"min_p": 0.2},
+        {"min_p": 1.0},
         {"repetition_penalty": 1.5},
         {"repetition_penalty": 0.7},
         {"temperature": 2.0, "top_k": 20},
         {"temperature": 1.5, "top_p": 0.8},
         {"top_k": 30, "top_p": 0.7},
         {"top_p": 0.9, "repetition_penalty": 2.0},
+        {"temperature": 2.0, "top_k": 60, "top_p": 0.9, "min_p": 0.1},
     ],
     ids=lambda settings: ",".join(f"{name}={value}" for name, value in settings.items()) or "plain",
 )
@@ -196,6 +200,19 @@ def test_top_k_keeps_ties():
 def test_top_k_beyond_the_vocabulary_keeps_everything():
     logits = torch.tensor([[1.0, 3.0, 2.0]])
     assert torch.equal(top_k_filter(logits, 50), logits)
+
+
+def test_min_p_is_a_share_of_the_best():
+    """Each row's own best token of .5 or .2 sets how likely the others must be; ties with it stay."""
+    logits = torch.cat((logits_of(0.5, 0.1, 0.25, 0.15), logits_of(0.2, 0.2, 0.12, 0.06)))
+    for p, expected in (
+        (0.0, [[0, 1, 2, 3], [0, 1, 2, 3]]),
+        (0.4, [[0, 2], [0, 1, 2]]),
+        (1.0, [[0], [0, 1]]),
+    ):
+        filtered = min_p_filter(logits, p)
+        assert [kept(row[None]) for row in filtered] == expected
+        assert torch.equal(filtered[filtered > -torch.inf], logits[filtered > -torch.inf])
 
 
 def test_penalty_always_makes_less_likely():
