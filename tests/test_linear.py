@@ -59,6 +59,15 @@ def test_where_it_begins_to_pay(monkeypatch):
         assert not linear.pays(torch.zeros(1, 256), large)
 
 
+def test_a_compiler_makes_its_own_choice(monkeypatch):
+    """What it traces is torch's product."""
+    x, weight, bias = operands()
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    monkeypatch.setattr(linear, "onednn_linear", lambda *_: pytest.fail("oneDNN was called"))
+    with torch.no_grad():
+        assert torch.equal(fast_linear(x, weight, bias), nn.functional.linear(x, weight, bias))
+
+
 def test_gradients_flow_through_a_layer():
     x, weight, bias = operands()
     layer = Linear(WIDE, WIDE + 1)
