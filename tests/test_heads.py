@@ -588,3 +588,11 @@ def test_a_span_needs_both_ends():
     model = minilm.QuestionAnswerer(FAMILIES["qwen2"].read_config(FAMILIES["qwen2"].tiny))
     with pytest.raises(ValueError, match="both start_positions and end_positions"):
         model(torch.tensor([[5, 6]]), start_positions=torch.tensor([0]))
+
+
+def test_a_mask_of_pairs_does_not_say_what_is_padding():
+    """A 4-D mask counts as none: the padding token decides."""
+    ids = torch.tensor([[7, 8, 0], [0, 7, 9]])
+    pairs = torch.ones(2, 1, 3, 3, dtype=torch.bool)
+    found = pooling.real_tokens(torch.zeros(2, 3, 4), ids, pairs, 0)
+    assert found.tolist() == [[True, True, False], [False, True, True]]
