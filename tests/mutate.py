@@ -64,7 +64,11 @@ class Recorder:
     """A pytest plugin: which lines of minilm each test executes, and how many seconds it takes."""
 
     def __init__(self, coverage):
-        self.coverage, self.seconds = coverage, Counter()
+        self.coverage, self.seconds, self.left_out = coverage, Counter(), set()
+
+    def pytest_deselected(self, items):
+        """What -k or -m left out keeps its place in the record."""
+        self.left_out |= {item.nodeid for item in items}
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item):
@@ -89,8 +93,9 @@ def record(test_files: list[str]) -> None:
     pytest.main([*QUIET[1:], *test_files], plugins=[recorder])
     coverage.stop()
     known = json.loads(RECORD.read_text()) if RECORD.exists() else {"seconds": {}, "modules": {}}
-    for test in [test for test in known["seconds"] if test.split("::")[0] in test_files]:
-        del known["seconds"][test]
+    for test in set(known["seconds"]) - recorder.left_out:
+        if test.split("::")[0] in test_files:
+            del known["seconds"][test]
     known["seconds"] |= {test: taken for test, taken in recorder.seconds.items() if taken < float("inf")}
     data = coverage.get_data()
     for file in data.measured_files():
@@ -159,7 +164,7 @@ def in_fork(work: Callable[[int], int], limit: float) -> str:
     with os.fdopen(reader) as lines:
         witness = lines.readline().strip()
     code = os.waitstatus_to_exitcode(ended[1])
-    if code == pytest.ExitCode.NO_TESTS_COLLECTED:
+    if code in (pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.NO_TESTS_COLLECTED):
         raise RuntimeError("one of these tests exists no more; run --record again")
     return SURVIVED if code == 0 else witness or f"ended with {code}"
 
@@ -211,6 +216,8 @@ class Collected:
                     for function, code in renewed:
                         function.__code__ = code
                     session.config.pluginmanager.register(Witness(writer))
+                    if not items.keys() >= set(trial.tests):
+                        return pytest.ExitCode.USAGE_ERROR
                     chosen = [items[test] for test in trial.tests]
                     for item, following in zip(chosen, [*chosen[1:], None], strict=True):
                         item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)

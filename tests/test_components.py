@@ -632,6 +632,13 @@ def test_next_token_loss_counts_real_targets_over_the_whole_batch():
     assert loss.next_token_loss(logits, labels).item() == pytest.approx((sum(terms) / 4).item(), rel=FP32)
 
 
+def test_a_sum_of_losses_is_not_divided():
+    """Three targets count: the sum is three times their mean."""
+    logits, labels = torch.randn(1, 5, 11), tensor([[1, 2, 3, -100, 5]])
+    mean, total = (loss.next_token_loss(logits, labels, how).item() for how in ("mean", "sum"))
+    assert total == pytest.approx(3 * mean, rel=FP32)
+
+
 def test_next_token_loss_is_taken_in_fp32():
     logits = (10 * torch.randn(2, 5, 300)).to(bf16)
     labels = torch.randint(0, 300, (2, 5))

@@ -596,3 +596,14 @@ def test_a_mask_of_pairs_does_not_say_what_is_padding():
     pairs = torch.ones(2, 1, 3, 3, dtype=torch.bool)
     found = pooling.real_tokens(torch.zeros(2, 3, 4), ids, pairs, 0)
     assert found.tolist() == [[True, True, False], [False, True, True]]
+
+
+@pytest.mark.parametrize("kind", [minilm.SequenceClassifier, minilm.TokenClassifier, minilm.QuestionAnswerer])
+def test_embeddings_stand_for_their_tokens_in_every_head(kind):
+    model = kind(FAMILIES["llama"].read_config(FAMILIES["llama"].tiny)).eval()
+    ids, mask = torch.tensor([[5, 6, 7], [8, 9, 0]]), torch.tensor([[1, 1, 1], [1, 1, 0]])
+    expected = model(ids, attention_mask=mask).logits
+    embedded = model.decoder.embed(ids)
+    assert torch.equal(model(inputs_embeds=embedded, attention_mask=mask).logits, expected)
+    moved = model(ids, attention_mask=mask, position_ids=torch.tensor([[0, 1, 5]])).logits
+    assert not torch.equal(moved, expected)
