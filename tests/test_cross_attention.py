@@ -313,6 +313,15 @@ def test_equal_to_the_formula(kv_heads, memory, length, backend):
         assert (found - expected).abs().max() <= NOISE
 
 
+def test_heads_need_not_add_up_to_the_stream():
+    """Six heads of five dimensions in a stream of 48; and biases only where the config has them."""
+    module = CrossAttention(structure(3, head_dim=5, qkv_bias=False, out_bias=True), 0).requires_grad_(False)
+    shapes = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
+    assert shapes == {
+        "q_proj.weight": (30, 48), "kv_proj.weight": (2 * 15, 48), "o_proj.weight": (48, 30), "o_proj.bias": (48,)
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("kv_heads", HEADS.values(), ids=HEADS)
 @pytest.mark.parametrize("rope", [None, minilm.RopeConfig()], ids=["learned positions", "rope"])
 def test_a_memory_has_no_order(kv_heads, rope):
