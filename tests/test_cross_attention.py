@@ -318,8 +318,11 @@ def test_heads_need_not_add_up_to_the_stream():
     module = CrossAttention(structure(3, head_dim=5, qkv_bias=False, out_bias=True), 0).requires_grad_(False)
     shapes = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
     assert shapes == {
-        "q_proj.weight": (30, 48), "kv_proj.weight": (2 * 15, 48), "o_proj.weight": (48, 30), "o_proj.bias": (48,)
-    }  # fmt: skip
+        "q_proj.weight": (30, 48),
+        "kv_proj.weight": (2 * 15, 48),
+        "o_proj.weight": (48, 30),
+        "o_proj.bias": (48,),
+    }
 
 
 @pytest.mark.parametrize("kv_heads", HEADS.values(), ids=HEADS)

@@ -12,7 +12,7 @@ from reference import make_reference
 
 import minilm
 from minilm import parity
-from minilm.beam import beam_step
+from minilm.beam import Hypotheses, beam_step
 from minilm.families import FAMILIES
 from minilm.speculate import prompt_lookup
 
@@ -66,6 +66,29 @@ def test_beam_search_equals_transformers(pair, family, search):
                 **{**settings, **common, "eos_token_id": stops},
             )
             assert torch.equal(found, expected), (padding, cache)
+
+
+def test_hypotheses_by_hand():
+    """The two best texts are kept, best first; a prompt is done once what runs cannot beat the worse one."""
+
+    def found(*scores: float) -> Hypotheses:
+        texts = Hypotheses(2)
+        for score in scores:
+            texts.add(score, torch.tensor([int(-score)]))
+        return texts
+
+    texts = found(-3.0, -1.0, -2.0)
+    assert [(score, text.tolist()) for score, text in texts.found] == [(-1.0, [1]), (-2.0, [2])]
+    for scores, running, early, closed in (
+        ((-1.0, -2.0), -2.5, False, True),
+        ((-1.0, -2.0), -2.0, False, True),  # no better is not good enough
+        ((-1.0, -2.0), -1.5, False, False),
+        ((-1.0, -2.0), -1.5, True, True),
+        ((-1.0,), -9.0, True, False),  # one of two has ended
+    ):
+        texts = found(*scores)
+        texts.close_if_hopeless(running, early)
+        assert texts.closed is closed, (scores, running, early)
 
 
 def test_beam_step_by_hand():
