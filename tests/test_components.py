@@ -343,6 +343,21 @@ def test_yarn_attention_factor(settings, expected):
     assert rope.attention_factor(config) == rope.yarn_attention_factor(config)
 
 
+def test_frequencies_hand_every_setting_on():
+    """Each to the parameter that is called like it; one scaling is not mixed with another."""
+    length = {"factor": 4.0, "original_max_positions": 64}
+    yarn = length | {"beta_fast": 8.0, "beta_slow": 0.5, "truncate": False}
+    llama3 = length | {"low_freq_factor": 0.5, "high_freq_factor": 3.0}
+    plain = rope.inverse_frequencies(16, 500.0)
+    for scaling, settings, expected in (
+        ("yarn", yarn, rope.yarn_frequencies(rotary_dim=16, theta=500.0, **yarn)),
+        ("llama3", llama3, rope.llama3_frequencies(inv_freq=plain, **llama3)),
+        ("default", {"factor": 4.0}, plain),
+    ):
+        config = RopeConfig(scaling=scaling, theta=500.0, **settings)
+        assert torch.equal(rope.frequencies(config, 16, 32, 999), expected), scaling
+
+
 @pytest.mark.parametrize("factor", [1.0, 8.0])
 def test_llama3_leaves_short_wavelengths_and_divides_long_ones(factor):
     """Against a loop over pairs in float64, with pairs of all three kinds."""
@@ -572,6 +587,14 @@ def test_a_query_that_sees_nothing_gets_nothing(backend, dtype):
     out.float().pow(2).sum().backward()
     assert all(torch.isfinite(leaf.grad).all() for leaf in leaves)
     assert not leaves[0].grad[:, :, 0].any()
+
+
+@pytest.mark.parametrize("softmax, computed_in", [("float32", torch.float32), ("input", bf16)])
+def test_softmax_is_taken_in_fp32_unless_the_config_says_otherwise(softmax, computed_in):
+    scores, mask = torch.randn(1, 2, 3, 40).to(bf16), torch.ones(1, 1, 3, 40, dtype=torch.bool)
+    weights = backends.attention_weights(scores, mask, softmax)
+    assert weights.dtype == computed_in
+    assert torch.equal(weights, scores.to(computed_in).softmax(-1))
 
 
 @pytest.mark.parametrize("queries", [1, 3])
