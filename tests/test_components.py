@@ -423,6 +423,27 @@ def test_repeat_kv_repeats_in_place():
     assert torch.equal(attention.repeat_kv(x, 1), x)
 
 
+@pytest.mark.parametrize(
+    "layout, kv_heads, expected",
+    [
+        ("separate", 2, {"q_proj": (20, 8), "k_proj": (10, 8), "v_proj": (10, 8), "o_proj": (8, 20)}),
+        ("blocks", 2, {"qkv_proj": (40, 8), "o_proj": (8, 20)}),
+        ("per_head", 4, {"qkv_proj": (60, 8), "o_proj": (8, 20)}),
+    ],
+)
+@pytest.mark.parametrize("qkv_bias, out_bias", [(False, True), (True, False)])
+def test_projections_have_the_widths_and_biases_of_the_config(layout, kv_heads, expected, qkv_bias, out_bias):
+    """Four heads of five dimensions, which do not add up to the stream's eight."""
+    config = small_config(
+        num_heads=4, num_kv_heads=kv_heads, head_dim=5, qkv_layout=layout, qkv_bias=qkv_bias,
+        out_bias=out_bias, rope=None,
+    )  # fmt: skip
+    module = attention.Attention(config, 0)
+    assert {name: tuple(linear.weight.shape) for name, linear in module.named_children()} == expected
+    biased = {name for name, linear in module.named_children() if linear.bias is not None}
+    assert biased == ({"o_proj"} if out_bias else expected.keys() - {"o_proj"})
+
+
 # --------------------------------------------------------------------------------------------------
 # Masks
 
