@@ -183,6 +183,7 @@ def test_prompt_lookup_by_hand():
     assert prompt_lookup([4, 5, 6, 7, 6], 3) == [7, 6]
     assert prompt_lookup([1, 2, 3], 4) == []
     assert prompt_lookup([1], 4) == []
+    assert prompt_lookup([6, 6], 3) == [6]
     # Three tokens are looked for at most: the later 1 2 3 counts, not the earlier 9 1 2 3.
     assert prompt_lookup([9, 1, 2, 3, 5, 8, 1, 2, 3, 7, 9, 1, 2, 3], 1) == [7]
 
