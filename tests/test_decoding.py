@@ -184,6 +184,7 @@ def test_prompt_lookup_by_hand():
     assert prompt_lookup([1, 2, 3], 4) == []
     assert prompt_lookup([1], 4) == []
     assert prompt_lookup([6, 6], 3) == [6]
+    assert prompt_lookup([1, 2, 5, 7, 2, 6, 1, 2], 1) == [5]  # 1 2 is longer than the later 2
     # Three tokens are looked for at most: the later 1 2 3 counts, not the earlier 9 1 2 3.
     assert prompt_lookup([9, 1, 2, 3, 5, 8, 1, 2, 3, 7, 9, 1, 2, 3], 1) == [7]
 
