@@ -218,6 +218,8 @@ def test_cross_attention_weights_are_returned(gpt2, model):
     for ours, theirs in ((found.attentions, out.attentions), (found.cross_attentions, out.cross_attentions)):
         assert len(ours) == len(theirs) == SIZES["n_layer"]
         assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    unasked = model(inputs.ids, memory=inputs.memory, memory_mask=inputs.memory_mask)
+    assert unasked.attentions is None and unasked.cross_attentions is None
     plain = minilm.CausalLM(BIGCODE.read_config(BIGCODE.tiny), backend="eager")
     assert plain(inputs.ids, output_attentions=True).cross_attentions is None
 

@@ -14,7 +14,7 @@ import minilm
 from minilm import parity
 from minilm.beam import Hypotheses, beam_step
 from minilm.families import FAMILIES
-from minilm.speculate import prompt_lookup
+from minilm.speculate import DraftModel, prompt_lookup
 
 STOPS = [5, 17, 33, 44, 60, 61, 62, 63, 64, 65]  # enough ids for texts to end early
 SEARCHES = {
@@ -175,6 +175,19 @@ def test_right_guesses_save_steps(pair):
     finally:
         model.decoder = counting.inner
     assert counting.calls == 5
+
+
+def test_a_draft_model_reads_only_what_is_new():
+    """Tokens per pass: the prompt, then its own guess; after a refusal what was chosen instead."""
+    model = minilm.CausalLM(FAMILIES["llama"].read_config(FAMILIES["llama"].tiny)).eval()
+    read = []
+    model.decoder.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0].shape[1]))
+    guesser = DraftModel(model)
+    first, second = guesser([1, 2, 3], 2)
+    guesser([1, 2, 3, first, second + 1], 1)
+    guesser([1, 2, 9], 1)
+    guesser([1, 2, 9], 1)  # its last token must be read again, for only a pass gives a guess
+    assert read == [3, 1, 1, 1, 1]
 
 
 def test_prompt_lookup_by_hand():

@@ -499,7 +499,7 @@ CHANGES = {
 
 
 def test_what_goes_without_saying_is_not_written():
-    """Two labels without names, whole heads that turn, no end token; and read, these are what absence means."""
+    """Two labels without names, heads that turn as a whole, no end token: what absence means when read."""
     config = FAMILIES["llama"].read_config(FAMILIES["llama"].tiny).replace(eos_token_ids=())
     assert base.write_labels(config) == {}
     assert base.read_labels(base.Keys({}, "llama")) == {
