@@ -228,6 +228,8 @@ def test_settings_that_exclude_each_other(pair):
         ({"num_beams": 2, "do_sample": True}, "does not draw"),
         ({"num_beams": 2, "streamer": minilm.TextStreamer.__new__(minilm.TextStreamer)}, "streamed"),
         ({"draft": "lookup", "num_beams": 2}, "one row of greedy"),
+        ({"draft": "lookup", "repetition_penalty": 1.2}, "one row of greedy"),
+        ({"draft": "lookup", "do_sample": True}, "one row of greedy"),
         ({"draft": "oracle"}, "draft is 'oracle'"),
         ({"cache": "elastic"}, "cache is 'elastic'"),
         ({"cache": cache}, "the cache has seen 5 tokens"),
