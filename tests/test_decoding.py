@@ -188,6 +188,7 @@ def test_a_draft_model_reads_only_what_is_new():
     guesser([1, 2, 9], 1)
     guesser([1, 2, 9], 1)  # its last token must be read again, for only a pass gives a guess
     assert read == [3, 1, 1, 1, 1]
+    assert guesser.cache.length == 3 and guesser.seen == [1, 2, 9]
 
 
 def test_prompt_lookup_by_hand():
