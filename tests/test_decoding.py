@@ -14,7 +14,7 @@ import minilm
 from minilm import parity
 from minilm.beam import Hypotheses, beam_step
 from minilm.families import FAMILIES
-from minilm.speculate import DraftModel, prompt_lookup
+from minilm.speculate import DraftModel, prompt_lookup, speculate
 
 STOPS = [5, 17, 33, 44, 60, 61, 62, 63, 64, 65]  # enough ids for texts to end early
 SEARCHES = {
@@ -175,6 +175,42 @@ def test_right_guesses_save_steps(pair):
     finally:
         model.decoder = counting.inner
     assert counting.calls == 5
+
+
+def test_speculation_step_by_step():
+    """With guesses that are right, half right or none: what is put, what is asked for, and what is read."""
+    model = minilm.CausalLM(FAMILIES["llama"].read_config(FAMILIES["llama"].tiny), backend="eager").eval()
+    parity.randomise(model, 0)
+    prompt = torch.tensor([[1, 5]], dtype=torch.int32)
+    written = minilm.generate(model, prompt, max_new_tokens=6, eos_token_id=[])[0].tolist()
+    assert len(set(written[2:])) == 6  # a stop among them then ends the text in one place
+    passes = []
+    model.decoder.register_forward_pre_hook(lambda _, inputs: passes.append(inputs[0].shape[1]))
+
+    def run(right: int, wrong: int, stops: list[int], guesses: int) -> tuple[list[int], list[int], list[int]]:
+        asked, put, cache = [], [], minilm.DynamicCache(model.config)
+
+        def draft(ids: list[int], limit: int) -> list[int]:
+            asked.append(limit)
+            known = written[len(ids) : len(ids) + min(right, limit)]
+            return known + [
+                token + 1 for token in written[len(ids) + len(known) :][: min(wrong, limit - right)]
+            ]
+
+        passes.clear()
+        out = speculate(
+            model, prompt, cache, draft, max_new_tokens=6, stop_ids=torch.tensor(stops, dtype=torch.long),
+            guesses=guesses, put=lambda token: put.append(token.item()),
+        )  # fmt: skip
+        assert out.dtype == prompt.dtype and out[0].tolist() == [1, 5, *put]
+        return put, asked, list(passes)
+
+    assert run(8, 0, [], 8) == (written[2:], [5], [7])
+    assert run(8, 0, [], 2) == (written[2:], [2, 2], [4, 3])
+    assert run(1, 1, [], 8) == (written[2:], [5, 3, 1], [4, 3, 2])
+    assert run(0, 0, [], 8) == (written[2:], [5, 4, 3, 2, 1, 0], [2, 1, 1, 1, 1, 1])
+    assert run(8, 0, [written[5]], 8) == (written[2:6], [5], [7])
+    assert run(0, 0, [written[3]], 8) == (written[2:4], [5, 4], [2, 1])
 
 
 def test_a_draft_model_reads_only_what_is_new():
