@@ -310,6 +310,7 @@ def main(words: list[str] | None = None) -> int:
     if arguments.record:
         record(arguments.paths)
         return 0
+    os.environ.pop("PYTEST_ADDOPTS", None)  # a -k of the recording would leave out what is chosen here
     known = json.loads(RECORD.read_text())
     for name in known["libraries"]:
         with suppress(Exception):  # some modules only exist while another one is imported
