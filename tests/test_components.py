@@ -8,7 +8,19 @@ import pytest
 import torch
 from torch import tensor
 
-from minilm import DynamicCache, ModelConfig, RopeConfig, attention, backends, loss, masks, mlp, norm, rope
+from minilm import (
+    DynamicCache,
+    ModelConfig,
+    RopeConfig,
+    attention,
+    backends,
+    initialize,
+    loss,
+    masks,
+    mlp,
+    norm,
+    rope,
+)
 from minilm.families import FAMILIES
 from minilm.heads import CausalLM
 
@@ -691,6 +703,36 @@ def test_next_token_loss_is_taken_in_fp32():
     found = loss.next_token_loss(logits, labels)
     assert found.dtype == torch.float32
     assert found.item() == loss.next_token_loss(logits.float(), labels).item()
+
+
+# --------------------------------------------------------------------------------------------------
+# Starting weights
+
+
+@pytest.mark.parametrize("depth_scaled", [False, True])
+@pytest.mark.parametrize("kind", ["rms", "offset_rms", "layer"])
+def test_starting_weights(kind, depth_scaled):
+    """Whatever was there before: matrices of the given deviation, norms that change nothing, biases of 0."""
+    config = small_config(
+        hidden_size=64, head_dim=32, intermediate_size=96, vocab_size=80, norm=kind, init_std=0.1,
+        qkv_bias=True, out_bias=True, mlp_bias=True, depth_scaled_init=depth_scaled,
+    )  # fmt: skip
+    model = CausalLM(config)
+    drawn = []
+    for _ in range(2):
+        for parameter in model.parameters():
+            torch.nn.init.constant_(parameter, 7.0)
+        initialize.initialize(model, config, torch.Generator().manual_seed(3))
+        drawn.append({name: parameter.detach().clone() for name, parameter in model.named_parameters()})
+    for name, value in drawn[0].items():
+        assert torch.equal(value, drawn[1][name]), name
+        if name.endswith("bias"):
+            assert not value.any(), name
+        elif value.ndim == 1:
+            assert (value == (0 if kind == "offset_rms" else 1)).all(), name
+        else:  # two layers write four times to the residual stream
+            halved = depth_scaled and name.endswith(("o_proj.weight", "down_proj.weight"))
+            assert value.std().item() == pytest.approx(0.05 if halved else 0.1, rel=0.1), name
 
 
 # --------------------------------------------------------------------------------------------------

@@ -171,6 +171,6 @@ def test_boundaries_that_a_kernel_would_misread_are_refused(cu_seqlens, total, w
 
 
 def test_positions_of_lengths_are_refused():
-    with pytest.raises(ValueError, match="cu_seqlens is .*must begin with 0"):
+    with pytest.raises(ValueError, match=r"cu_seqlens is .*must begin with 0"):
         unpad.packed_position_ids(torch.tensor([2, 3], dtype=torch.int32))
     unpad.packed_position_ids(torch.tensor([0, 2, 3], dtype=torch.int32))
