@@ -187,8 +187,12 @@ def test_speculation_step_by_step():
     passes = []
     model.decoder.register_forward_pre_hook(lambda _, inputs: passes.append(inputs[0].shape[1]))
 
-    def run(right: int, wrong: int, stops: list[int], guesses: int) -> tuple[list[int], list[int], list[int]]:
+    def run(
+        right: int, wrong: int, stops: list[int], guesses: int, seen: int = 0
+    ) -> tuple[list[int], list[int], list[int]]:
         asked, put, cache = [], [], minilm.DynamicCache(model.config)
+        if seen:
+            model(prompt[:, :seen], cache=cache)
 
         def draft(ids: list[int], limit: int) -> list[int]:
             asked.append(limit)
@@ -211,6 +215,7 @@ def test_speculation_step_by_step():
     assert run(0, 0, [], 8) == (written[2:], [5, 4, 3, 2, 1, 0], [2, 1, 1, 1, 1, 1])
     assert run(8, 0, [written[5]], 8) == (written[2:6], [5], [7])
     assert run(0, 0, [written[3]], 8) == (written[2:4], [5, 4], [2, 1])
+    assert run(8, 0, [], 8, seen=1) == (written[2:], [5], [6])  # what a cache holds is not read again
 
 
 def test_a_draft_model_reads_only_what_is_new():
