@@ -50,10 +50,10 @@ def test_it_only_pays_for_large_fp32_products_without_gradients():
 @needs_onednn
 def test_where_it_begins_to_pay(monkeypatch):
     """Above 2^16 entries, or from 2^21 products on; on a CPU, by a torch that has it."""
-    small, edge, large = torch.zeros(32, 32), torch.zeros(256, 256), torch.zeros(257, 256)
+    small, edge, large = torch.zeros(64, 32), torch.zeros(256, 256), torch.zeros(257, 256)
     with torch.no_grad():
         assert linear.pays(torch.zeros(1, 256), large) and not linear.pays(torch.zeros(1, 256), edge)
-        assert linear.pays(torch.zeros(2048, 32), small) and not linear.pays(torch.zeros(2047, 32), small)
+        assert linear.pays(torch.zeros(1024, 32), small) and not linear.pays(torch.zeros(1023, 32), small)
         assert not linear.pays(torch.zeros(1, 256, device="meta"), large.to("meta"))
         monkeypatch.setattr(linear, "_ONEDNN", None)
         assert not linear.pays(torch.zeros(1, 256), large)
