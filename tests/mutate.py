@@ -164,8 +164,6 @@ def in_fork(work: Callable[[int], int], limit: float) -> str:
     with os.fdopen(reader) as lines:
         witness = lines.readline().strip()
     code = os.waitstatus_to_exitcode(ended[1])
-    if code in (pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.NO_TESTS_COLLECTED):
-        raise RuntimeError("one of these tests exists no more; run --record again")
     return SURVIVED if code == 0 else witness or f"ended with {code}"
 
 
@@ -203,6 +201,8 @@ class Collected:
     def pytest_runtestloop(self, session):
         """Takes the place of running the tests; writes a line for each change: verdict, or nothing."""
         items = {item.nodeid: item for item in session.items}
+        lost = {test for trial in self.trials for test in trial.tests} - items.keys()
+        os.write(self.writer, f"{' '.join(sorted(lost))}\n".encode())
         for function in gc.get_objects():
             if type(function) is FunctionType:
                 self.functions.setdefault(function.__code__.co_filename, []).append(function)
@@ -216,8 +216,6 @@ class Collected:
                     for function, code in renewed:
                         function.__code__ = code
                     session.config.pluginmanager.register(Witness(writer))
-                    if not items.keys() >= set(trial.tests):
-                        return pytest.ExitCode.USAGE_ERROR
                     chosen = [items[test] for test in trial.tests]
                     for item, following in zip(chosen, [*chosen[1:], None], strict=True):
                         item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
@@ -271,6 +269,9 @@ def try_all(trials: list[Trial]) -> Iterator[Trial]:
         os._exit(pytest.main([*QUIET, "-s", *files], plugins=[Collected(tried, writer)]))
     os.close(writer)
     with os.fdopen(reader) as verdicts:
+        lost = verdicts.readline().strip()
+        if lost:
+            raise SystemExit(f"these tests exist no more, so run --record again: {lost}")
         for trial, verdict in zip(tried, verdicts, strict=False):
             trial.verdict = verdict.strip()
             if trial.verdict:

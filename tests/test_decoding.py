@@ -68,6 +68,35 @@ def test_beam_search_equals_transformers(pair, family, search):
             assert torch.equal(found, expected), (padding, cache)
 
 
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+@pytest.mark.parametrize("stops", [[], [2]], ids=["to the end", "ending early"])
+def test_enough_beams_find_the_best_text(stops, cache):
+    """With as many beams as there are texts of two tokens, none is lost: the best of all texts of three.
+
+    Two prompts, one of them padded; length_penalty 0 compares plain sums of log-probabilities.
+    """
+    vocab, new = 5, 3
+    config = FAMILIES["llama"].read_config({**FAMILIES["llama"].tiny, "vocab_size": vocab, "eos_token_id": 1})
+    model = minilm.CausalLM(config, backend="eager").eval()
+    parity.randomise(model, 4)
+    prompts, mask = torch.tensor([[3, 1, 4], [0, 2, 3]]), torch.tensor([[1, 1, 1], [0, 1, 1]])
+    found = minilm.generate(
+        model, prompts, mask, max_new_tokens=new, num_beams=vocab**2, length_penalty=0.0, eos_token_id=stops,
+        pad_token_id=0, cache=cache,
+    )  # fmt: skip
+    texts = torch.cartesian_prod(*[torch.arange(vocab)] * new)
+    for row in range(2):
+        prompt = prompts[row][mask[row].bool()]
+        with torch.no_grad():
+            logits = model(torch.cat((prompt.expand(len(texts), -1), texts), dim=1)).logits
+        chosen = logits[:, len(prompt) - 1 : -1].log_softmax(-1).gather(2, texts[..., None])[..., 0]
+        before = torch.isin(texts, torch.tensor(stops, dtype=torch.long)).long().cumsum(1)
+        counts = torch.cat((torch.ones(len(texts), 1), before[:, :-1] == 0), dim=1)  # up to the first end
+        best = (chosen * counts).sum(1).argmax()
+        expected = (texts[best] * counts[best]).long()
+        assert found[row, 3:].tolist() == expected[: found.shape[1] - 3].tolist()
+
+
 def test_hypotheses_by_hand():
     """The two best texts are kept, best first; a prompt is done once what runs cannot beat the worse one."""
 
