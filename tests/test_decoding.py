@@ -309,6 +309,8 @@ def test_settings_that_exclude_each_other(pair):
     ]:
         with pytest.raises(ValueError, match=words):
             minilm.generate(model, ids, **settings)
+    with pytest.raises(ValueError, match="the cache has seen 5 tokens and input_ids has 5"):
+        minilm.generate(model, torch.ones(1, 5, dtype=torch.long), cache=cache)
 
 
 COMPILED = """
