@@ -602,7 +602,9 @@ def test_a_mask_of_pairs_does_not_say_what_is_padding():
 def test_embeddings_stand_for_their_tokens_in_every_head(kind):
     model = kind(FAMILIES["llama"].read_config(FAMILIES["llama"].tiny)).eval()
     ids, mask = torch.tensor([[5, 6, 7], [8, 9, 0]]), torch.tensor([[1, 1, 1], [1, 1, 0]])
-    expected = model(ids, attention_mask=mask).logits
+    out = model(ids, attention_mask=mask)
+    assert out.loss is out.cache is out.attentions is out.hidden_states is None  # what nobody asked for
+    expected = out.logits
     embedded = model.decoder.embed(ids)
     assert torch.equal(model(inputs_embeds=embedded, attention_mask=mask).logits, expected)
     moved = model(ids, attention_mask=mask, position_ids=torch.tensor([[0, 1, 5]])).logits
