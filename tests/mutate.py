@@ -64,7 +64,11 @@ class Recorder:
     """A pytest plugin: which lines of minilm each test executes, and how many seconds it takes."""
 
     def __init__(self, coverage):
-        self.coverage, self.seconds = coverage, Counter()
+        self.coverage, self.seconds, self.left_out = coverage, Counter(), set()
+
+    def pytest_deselected(self, items):
+        """What -k or -m left out keeps its place in the record."""
+        self.left_out |= {item.nodeid for item in items}
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item):
@@ -89,8 +93,9 @@ def record(test_files: list[str]) -> None:
     pytest.main([*QUIET[1:], *test_files], plugins=[recorder])
     coverage.stop()
     known = json.loads(RECORD.read_text()) if RECORD.exists() else {"seconds": {}, "modules": {}}
-    for test in [test for test in known["seconds"] if test.split("::")[0] in test_files]:
-        del known["seconds"][test]
+    for test in set(known["seconds"]) - recorder.left_out:
+        if test.split("::")[0] in test_files:
+            del known["seconds"][test]
     known["seconds"] |= {test: taken for test, taken in recorder.seconds.items() if taken < float("inf")}
     data = coverage.get_data()
     for file in data.measured_files():
@@ -159,8 +164,6 @@ def in_fork(work: Callable[[int], int], limit: float) -> str:
     with os.fdopen(reader) as lines:
         witness = lines.readline().strip()
     code = os.waitstatus_to_exitcode(ended[1])
-    if code == pytest.ExitCode.NO_TESTS_COLLECTED:
-        raise RuntimeError("one of these tests exists no more; run --record again")
     return SURVIVED if code == 0 else witness or f"ended with {code}"
 
 
@@ -198,6 +201,8 @@ class Collected:
     def pytest_runtestloop(self, session):
         """Takes the place of running the tests; writes a line for each change: verdict, or nothing."""
         items = {item.nodeid: item for item in session.items}
+        lost = {test for trial in self.trials for test in trial.tests} - items.keys()
+        os.write(self.writer, f"{' '.join(sorted(lost))}\n".encode())
         for function in gc.get_objects():
             if type(function) is FunctionType:
                 self.functions.setdefault(function.__code__.co_filename, []).append(function)
@@ -264,6 +269,9 @@ def try_all(trials: list[Trial]) -> Iterator[Trial]:
         os._exit(pytest.main([*QUIET, "-s", *files], plugins=[Collected(tried, writer)]))
     os.close(writer)
     with os.fdopen(reader) as verdicts:
+        lost = verdicts.readline().strip()
+        if lost:
+            raise SystemExit(f"these tests exist no more, so run --record again: {lost}")
         for trial, verdict in zip(tried, verdicts, strict=False):
             trial.verdict = verdict.strip()
             if trial.verdict:
@@ -303,6 +311,7 @@ def main(words: list[str] | None = None) -> int:
     if arguments.record:
         record(arguments.paths)
         return 0
+    os.environ.pop("PYTEST_ADDOPTS", None)  # a -k of the recording would leave out what is chosen here
     known = json.loads(RECORD.read_text())
     for name in known["libraries"]:
         with suppress(Exception):  # some modules only exist while another one is imported

@@ -238,6 +238,8 @@ def test_clear_refusals():
     layer.update(heads(3), heads(3))
     with pytest.raises(ValueError, match="holds 4 tokens; it has 3 and cannot take 2 more"):
         layer.update(heads(2), heads(2))
+    with pytest.raises(ValueError, match="cannot be trained through"):
+        layer.update(heads(1).requires_grad_(), heads(1).requires_grad_())
     sliding = SlidingLayer(4)
     sliding.update(heads(3), heads(3))
     for held in (layer, sliding):

@@ -8,7 +8,19 @@ import pytest
 import torch
 from torch import tensor
 
-from minilm import DynamicCache, ModelConfig, RopeConfig, attention, backends, loss, masks, mlp, norm, rope
+from minilm import (
+    DynamicCache,
+    ModelConfig,
+    RopeConfig,
+    attention,
+    backends,
+    initialize,
+    loss,
+    masks,
+    mlp,
+    norm,
+    rope,
+)
 from minilm.families import FAMILIES
 from minilm.heads import CausalLM
 
@@ -343,6 +355,21 @@ def test_yarn_attention_factor(settings, expected):
     assert rope.attention_factor(config) == rope.yarn_attention_factor(config)
 
 
+def test_frequencies_hand_every_setting_on():
+    """Each to the parameter that is called like it; one scaling is not mixed with another."""
+    length = {"factor": 4.0, "original_max_positions": 64}
+    yarn = length | {"beta_fast": 8.0, "beta_slow": 0.5, "truncate": False}
+    llama3 = length | {"low_freq_factor": 0.5, "high_freq_factor": 3.0}
+    plain = rope.inverse_frequencies(16, 500.0)
+    for scaling, settings, expected in (
+        ("yarn", yarn, rope.yarn_frequencies(rotary_dim=16, theta=500.0, **yarn)),
+        ("llama3", llama3, rope.llama3_frequencies(inv_freq=plain, **llama3)),
+        ("default", {"factor": 4.0}, plain),
+    ):
+        config = RopeConfig(scaling=scaling, theta=500.0, **settings)
+        assert torch.equal(rope.frequencies(config, 16, 32, 999), expected), scaling
+
+
 @pytest.mark.parametrize("factor", [1.0, 8.0])
 def test_llama3_leaves_short_wavelengths_and_divides_long_ones(factor):
     """Against a loop over pairs in float64, with pairs of all three kinds."""
@@ -406,6 +433,27 @@ def test_repeat_kv_repeats_in_place():
     x = torch.randn(2, 3, 4, 5)
     assert torch.equal(attention.repeat_kv(x, 2), x.repeat_interleave(2, dim=1))
     assert torch.equal(attention.repeat_kv(x, 1), x)
+
+
+@pytest.mark.parametrize(
+    "layout, kv_heads, expected",
+    [
+        ("separate", 2, {"q_proj": (20, 8), "k_proj": (10, 8), "v_proj": (10, 8), "o_proj": (8, 20)}),
+        ("blocks", 2, {"qkv_proj": (40, 8), "o_proj": (8, 20)}),
+        ("per_head", 4, {"qkv_proj": (60, 8), "o_proj": (8, 20)}),
+    ],
+)
+@pytest.mark.parametrize("qkv_bias, out_bias", [(False, True), (True, False)])
+def test_projections_have_the_widths_and_biases_of_the_config(layout, kv_heads, expected, qkv_bias, out_bias):
+    """Four heads of five dimensions, which do not add up to the stream's eight."""
+    config = small_config(
+        num_heads=4, num_kv_heads=kv_heads, head_dim=5, qkv_layout=layout, qkv_bias=qkv_bias,
+        out_bias=out_bias, rope=None,
+    )  # fmt: skip
+    module = attention.Attention(config, 0)
+    assert {name: tuple(linear.weight.shape) for name, linear in module.named_children()} == expected
+    biased = {name for name, linear in module.named_children() if linear.bias is not None}
+    assert biased == ({"o_proj"} if out_bias else expected.keys() - {"o_proj"})
 
 
 # --------------------------------------------------------------------------------------------------
@@ -574,14 +622,24 @@ def test_a_query_that_sees_nothing_gets_nothing(backend, dtype):
     assert not leaves[0].grad[:, :, 0].any()
 
 
+@pytest.mark.parametrize("softmax, computed_in", [("float32", torch.float32), ("input", bf16)])
+def test_softmax_is_taken_in_fp32_unless_the_config_says_otherwise(softmax, computed_in):
+    scores, mask = torch.randn(1, 2, 3, 40).to(bf16), torch.ones(1, 1, 3, 40, dtype=torch.bool)
+    weights = backends.attention_weights(scores, mask, softmax)
+    assert weights.dtype == computed_in
+    assert torch.equal(weights, scores.to(computed_in).softmax(-1))
+
+
 @pytest.mark.parametrize("queries", [1, 3])
+@pytest.mark.parametrize("heads", [4, 2])
 @pytest.mark.parametrize("backend", ["eager", "sdpa", "flash"])
-def test_each_head_may_have_a_mask_of_its_own(backend, queries):
+def test_each_head_may_have_a_mask_of_its_own(backend, heads, queries):
     """Heads that share a key head see other keys, and one of them none: as if each were alone."""
-    query, key = torch.randn(1, 4, queries, 8), torch.randn(1, 2, 4, 8)
-    mask = torch.stack([rows(" ".join([row] * queries)) for row in ("x.x.", "....", ".xxx", "xx..")])[None]
+    query, key = torch.randn(1, heads, queries, 8), torch.randn(1, heads // 2, 4, 8)
+    seen = ("x.x.", "....", ".xxx", "xx..")[:heads]
+    mask = torch.stack([rows(" ".join([row] * queries)) for row in seen])[None]
     out, _ = backends.select(backend)(query, key, key, mask, scale=0.3)
-    for head in range(4):
+    for head in range(heads):
         shared = key[:, head // 2, None]
         alone, _ = backends.eager_attention(
             query[:, head, None], shared, shared, mask[:, head, None], scale=0.3
@@ -593,15 +651,15 @@ def test_each_head_may_have_a_mask_of_its_own(backend, queries):
 @pytest.mark.parametrize("queries", [1, 32])
 @pytest.mark.parametrize("backend", ["eager", "sdpa", "flash"])
 def test_dropout_drops_weights(backend, queries):
-    """Equal weights on 32 keys whose values are 1: with half of them dropped, the others count twice."""
+    """Equal weights on 32 keys whose values are 1: with a quarter of them dropped, the others count 4/3."""
     query, key = torch.zeros(1, 8, queries, 4), torch.ones(1, 8, 32, 4)
     mask = torch.ones(1, 1, queries, 32, dtype=torch.bool)
     attend = backends.select(backend)
     assert close(attend(query, key, key, mask, scale=1.0)[0], torch.ones(1, 8, queries, 4))
-    kept = attend(query, key, key, mask, scale=1.0, dropout=0.5)[0] * 32 / 2
+    kept = attend(query, key, key, mask, scale=1.0, dropout=0.25)[0] * 32 * 3 / 4
     assert close(kept, kept.round(), 1e-5)
-    assert kept.min() < 16 < kept.max()
-    assert kept.mean().item() == pytest.approx(16, abs=4)  # 8 or more draws, each with deviation √8
+    assert kept.min() < 24 < kept.max()
+    assert kept.mean().item() == pytest.approx(24, abs=4)  # 8 or more draws, each with deviation √6
 
 
 # --------------------------------------------------------------------------------------------------
@@ -632,12 +690,49 @@ def test_next_token_loss_counts_real_targets_over_the_whole_batch():
     assert loss.next_token_loss(logits, labels).item() == pytest.approx((sum(terms) / 4).item(), rel=FP32)
 
 
+def test_a_sum_of_losses_is_not_divided():
+    """Three targets count: the sum is three times their mean."""
+    logits, labels = torch.randn(1, 5, 11), tensor([[1, 2, 3, -100, 5]])
+    mean, total = (loss.next_token_loss(logits, labels, how).item() for how in ("mean", "sum"))
+    assert total == pytest.approx(3 * mean, rel=FP32)
+
+
 def test_next_token_loss_is_taken_in_fp32():
     logits = (10 * torch.randn(2, 5, 300)).to(bf16)
     labels = torch.randint(0, 300, (2, 5))
     found = loss.next_token_loss(logits, labels)
     assert found.dtype == torch.float32
     assert found.item() == loss.next_token_loss(logits.float(), labels).item()
+
+
+# --------------------------------------------------------------------------------------------------
+# Starting weights
+
+
+@pytest.mark.parametrize("depth_scaled", [False, True])
+@pytest.mark.parametrize("kind", ["rms", "offset_rms", "layer"])
+def test_starting_weights(kind, depth_scaled):
+    """Whatever was there before: matrices of the given deviation, norms that change nothing, biases of 0."""
+    config = small_config(
+        hidden_size=64, head_dim=32, intermediate_size=96, vocab_size=80, norm=kind, init_std=0.1,
+        qkv_bias=True, out_bias=True, mlp_bias=True, depth_scaled_init=depth_scaled,
+    )  # fmt: skip
+    model = CausalLM(config)
+    drawn = []
+    for _ in range(2):
+        for parameter in model.parameters():
+            torch.nn.init.constant_(parameter, 7.0)
+        initialize.initialize(model, config, torch.Generator().manual_seed(3))
+        drawn.append({name: parameter.detach().clone() for name, parameter in model.named_parameters()})
+    for name, value in drawn[0].items():
+        assert torch.equal(value, drawn[1][name]), name
+        if name.endswith("bias"):
+            assert not value.any(), name
+        elif value.ndim == 1:
+            assert (value == (0 if kind == "offset_rms" else 1)).all(), name
+        else:  # two layers write four times to the residual stream
+            halved = depth_scaled and name.endswith(("o_proj.weight", "down_proj.weight"))
+            assert value.std().item() == pytest.approx(0.05 if halved else 0.1, rel=0.1), name
 
 
 # --------------------------------------------------------------------------------------------------

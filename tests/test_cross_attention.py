@@ -218,6 +218,8 @@ def test_cross_attention_weights_are_returned(gpt2, model):
     for ours, theirs in ((found.attentions, out.attentions), (found.cross_attentions, out.cross_attentions)):
         assert len(ours) == len(theirs) == SIZES["n_layer"]
         assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    unasked = model(inputs.ids, memory=inputs.memory, memory_mask=inputs.memory_mask)
+    assert unasked.attentions is None and unasked.cross_attentions is None
     plain = minilm.CausalLM(BIGCODE.read_config(BIGCODE.tiny), backend="eager")
     assert plain(inputs.ids, output_attentions=True).cross_attentions is None
 
@@ -311,6 +313,18 @@ def test_equal_to_the_formula(kv_heads, memory, length, backend):
         expected = one_head_at_a_time(block.cross_attention, x, inputs.memory, inputs.memory_mask)
         assert expected.abs().max() > 1
         assert (found - expected).abs().max() <= NOISE
+
+
+def test_heads_need_not_add_up_to_the_stream():
+    """Six heads of five dimensions in a stream of 48; and biases only where the config has them."""
+    module = CrossAttention(structure(3, head_dim=5, qkv_bias=False, out_bias=True), 0).requires_grad_(False)
+    shapes = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
+    assert shapes == {
+        "q_proj.weight": (30, 48),
+        "kv_proj.weight": (2 * 15, 48),
+        "o_proj.weight": (48, 30),
+        "o_proj.bias": (48,),
+    }
 
 
 @pytest.mark.parametrize("kv_heads", HEADS.values(), ids=HEADS)

@@ -12,9 +12,9 @@ from reference import make_reference
 
 import minilm
 from minilm import parity
-from minilm.beam import beam_step
+from minilm.beam import Hypotheses, beam_step
 from minilm.families import FAMILIES
-from minilm.speculate import prompt_lookup
+from minilm.speculate import DraftModel, prompt_lookup, speculate
 
 STOPS = [5, 17, 33, 44, 60, 61, 62, 63, 64, 65]  # enough ids for texts to end early
 SEARCHES = {
@@ -66,6 +66,58 @@ def test_beam_search_equals_transformers(pair, family, search):
                 **{**settings, **common, "eos_token_id": stops},
             )
             assert torch.equal(found, expected), (padding, cache)
+
+
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+@pytest.mark.parametrize("stops", [[], [2]], ids=["to the end", "ending early"])
+def test_enough_beams_find_the_best_text(stops, cache):
+    """With as many beams as there are texts of two tokens, none is lost: the best of all texts of three.
+
+    Two prompts, one of them padded; length_penalty 0 compares plain sums of log-probabilities.
+    """
+    vocab, new = 5, 3
+    config = FAMILIES["llama"].read_config({**FAMILIES["llama"].tiny, "vocab_size": vocab, "eos_token_id": 1})
+    model = minilm.CausalLM(config, backend="eager").eval()
+    parity.randomise(model, 4)
+    prompts, mask = torch.tensor([[3, 1, 4], [0, 2, 3]]), torch.tensor([[1, 1, 1], [0, 1, 1]])
+    found = minilm.generate(
+        model, prompts, mask, max_new_tokens=new, num_beams=vocab**2, length_penalty=0.0, eos_token_id=stops,
+        pad_token_id=0, cache=cache,
+    )  # fmt: skip
+    texts = torch.cartesian_prod(*[torch.arange(vocab)] * new)
+    for row in range(2):
+        prompt = prompts[row][mask[row].bool()]
+        with torch.no_grad():
+            logits = model(torch.cat((prompt.expand(len(texts), -1), texts), dim=1)).logits
+        chosen = logits[:, len(prompt) - 1 : -1].log_softmax(-1).gather(2, texts[..., None])[..., 0]
+        before = torch.isin(texts, torch.tensor(stops, dtype=torch.long)).long().cumsum(1)
+        counts = torch.cat((torch.ones(len(texts), 1), before[:, :-1] == 0), dim=1)  # up to the first end
+        best = (chosen * counts).sum(1).argmax()
+        expected = (texts[best] * counts[best]).long()
+        assert found[row, 3:].tolist() == expected[: found.shape[1] - 3].tolist()
+
+
+def test_hypotheses_by_hand():
+    """The two best texts are kept, best first; a prompt is done once what runs cannot beat the worse one."""
+
+    def found(*scores: float) -> Hypotheses:
+        texts = Hypotheses(2)
+        for score in scores:
+            texts.add(score, torch.tensor([int(-score)]))
+        return texts
+
+    texts = found(-3.0, -1.0, -2.0)
+    assert [(score, text.tolist()) for score, text in texts.found] == [(-1.0, [1]), (-2.0, [2])]
+    for scores, running, early, closed in (
+        ((-1.0, -2.0), -2.5, False, True),
+        ((-1.0, -2.0), -2.0, False, True),  # no better is not good enough
+        ((-1.0, -2.0), -1.5, False, False),
+        ((-1.0, -2.0), -1.5, True, True),
+        ((-1.0,), -9.0, True, False),  # one of two has ended
+    ):
+        texts = found(*scores)
+        texts.close_if_hopeless(running, early)
+        assert texts.closed is closed, (scores, running, early)
 
 
 def test_beam_step_by_hand():
@@ -154,12 +206,71 @@ def test_right_guesses_save_steps(pair):
     assert counting.calls == 5
 
 
+def test_speculation_step_by_step():
+    """With guesses that are right, half right or none: what is put, what is asked for, and what is read."""
+    model = minilm.CausalLM(FAMILIES["llama"].read_config(FAMILIES["llama"].tiny), backend="eager").eval()
+    parity.randomise(model, 0)
+    prompt = torch.tensor([[1, 5]], dtype=torch.int32)
+    written = minilm.generate(model, prompt, max_new_tokens=6, eos_token_id=[])[0].tolist()
+    assert len(set(written[2:])) == 6  # a stop among them then ends the text in one place
+    passes = []
+    model.decoder.register_forward_pre_hook(lambda _, inputs: passes.append(inputs[0].shape[1]))
+
+    def run(
+        right: int, wrong: int, stops: list[int], guesses: int, seen: int = 0
+    ) -> tuple[list[int], list[int], list[int]]:
+        asked, put, cache = [], [], minilm.DynamicCache(model.config)
+        if seen:
+            model(prompt[:, :seen], cache=cache)
+
+        def draft(ids: list[int], limit: int) -> list[int]:
+            asked.append(limit)
+            known = written[len(ids) : len(ids) + min(right, limit)]
+            return known + [
+                token + 1 for token in written[len(ids) + len(known) :][: min(wrong, limit - right)]
+            ]
+
+        passes.clear()
+        out = speculate(
+            model, prompt, cache, draft, max_new_tokens=6, stop_ids=torch.tensor(stops, dtype=torch.long),
+            guesses=guesses, put=lambda token: put.append(token.item()),
+        )  # fmt: skip
+        assert out.dtype == prompt.dtype and out[0].tolist() == [1, 5, *put]
+        return put, asked, list(passes)
+
+    assert run(8, 0, [], 8) == (written[2:], [5], [7])
+    assert run(8, 0, [], 2) == (written[2:], [2, 2], [4, 3])
+    assert run(1, 1, [], 8) == (written[2:], [5, 3, 1], [4, 3, 2])
+    assert run(0, 0, [], 8) == (written[2:], [5, 4, 3, 2, 1, 0], [2, 1, 1, 1, 1, 1])
+    assert run(8, 0, [written[5]], 8) == (written[2:6], [5], [7])
+    assert run(0, 0, [written[3]], 8) == (written[2:4], [5, 4], [2, 1])
+    assert run(8, 0, [], 8, seen=1) == (written[2:], [5], [6])  # what a cache holds is not read again
+
+
+def test_a_draft_model_reads_only_what_is_new():
+    """Tokens per pass: the prompt, then its own guess; after a refusal what was chosen instead."""
+    model = minilm.CausalLM(FAMILIES["llama"].read_config(FAMILIES["llama"].tiny)).eval()
+    read = []
+    model.decoder.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0].shape[1]))
+    guesser = DraftModel(model)
+    first, second = guesser([1, 2, 3], 2)
+    guesser([1, 2, 3, first, second + 1], 1)
+    guesser([1, 2, 9], 1)
+    guesser([1, 2, 9], 1)  # its last token must be read again, for only a pass gives a guess
+    assert read == [3, 1, 1, 1, 1]
+    assert guesser.cache.length == 3 and guesser.seen == [1, 2, 9]
+
+
 def test_prompt_lookup_by_hand():
     """What followed the latest earlier occurrence of the longest matching ending."""
     assert prompt_lookup([1, 2, 3, 9, 1, 2, 3, 8, 7, 1, 2, 3], 2) == [8, 7]
     assert prompt_lookup([4, 5, 6, 7, 6], 3) == [7, 6]
     assert prompt_lookup([1, 2, 3], 4) == []
     assert prompt_lookup([1], 4) == []
+    assert prompt_lookup([6, 6], 3) == [6]
+    assert prompt_lookup([1, 2, 5, 7, 2, 6, 1, 2], 1) == [5]  # 1 2 is longer than the later 2
+    # Three tokens are looked for at most: the later 1 2 3 counts, not the earlier 9 1 2 3.
+    assert prompt_lookup([9, 1, 2, 3, 5, 8, 1, 2, 3, 7, 9, 1, 2, 3], 1) == [7]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -188,6 +299,8 @@ def test_settings_that_exclude_each_other(pair):
         ({"num_beams": 2, "do_sample": True}, "does not draw"),
         ({"num_beams": 2, "streamer": minilm.TextStreamer.__new__(minilm.TextStreamer)}, "streamed"),
         ({"draft": "lookup", "num_beams": 2}, "one row of greedy"),
+        ({"draft": "lookup", "repetition_penalty": 1.2}, "one row of greedy"),
+        ({"draft": "lookup", "do_sample": True}, "one row of greedy"),
         ({"draft": "oracle"}, "draft is 'oracle'"),
         ({"cache": "elastic"}, "cache is 'elastic'"),
         ({"cache": cache}, "the cache has seen 5 tokens"),
@@ -196,6 +309,8 @@ def test_settings_that_exclude_each_other(pair):
     ]:
         with pytest.raises(ValueError, match=words):
             minilm.generate(model, ids, **settings)
+    with pytest.raises(ValueError, match="the cache has seen 5 tokens and input_ids has 5"):
+        minilm.generate(model, torch.ones(1, 5, dtype=torch.long), cache=cache)
 
 
 COMPILED = """

@@ -12,7 +12,7 @@ from real_configs import REAL_CONFIGS
 
 import minilm
 from minilm import ConfigError, ModelConfig, RopeConfig, families
-from minilm.families import FAMILIES
+from minilm.families import FAMILIES, base
 
 WITH_ROPE = [name for name in FAMILIES if name != "gpt_bigcode"]
 
@@ -496,6 +496,19 @@ CHANGES = {
     "residual_dropout": [0.25],
     "rope": [None, RopeConfig(), RopeConfig(theta=500.0), RopeConfig(fraction=0.5)],
 }
+
+
+def test_what_goes_without_saying_is_not_written():
+    """Two labels without names, heads that turn as a whole, no end token: what absence means when read."""
+    config = FAMILIES["llama"].read_config(FAMILIES["llama"].tiny).replace(eos_token_ids=())
+    assert base.write_labels(config) == {}
+    assert base.read_labels(base.Keys({}, "llama")) == {
+        "label_names": ("LABEL_0", "LABEL_1"), "problem_type": None, "classifier_dropout": 0.1
+    }  # fmt: skip
+    assert base.write_rope(RopeConfig()) == {"rope_type": "default", "rope_theta": 10_000.0}
+    assert base.write_rope(RopeConfig(fraction=0.5))["partial_rotary_factor"] == 0.5
+    for eos, written in (((), None), ((3,), 3), ((3, 4), [3, 4])):
+        assert FAMILIES["llama"].write_config(config.replace(eos_token_ids=eos))["eos_token_id"] == written
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)

@@ -15,7 +15,15 @@ from torch import Tensor, nn
 
 import minilm
 from minilm.families import FAMILIES
-from minilm.generate import penalize_repetition, top_k_filter, top_p_filter
+from minilm.generate import (
+    _make_cache,
+    _pad_token,
+    end_tokens,
+    min_p_filter,
+    penalize_repetition,
+    top_k_filter,
+    top_p_filter,
+)
 
 LENGTH = 9
 GREEDY_TOKENS = 64
@@ -102,12 +110,16 @@ def test_sampling_equals_transformers(pair, model_type, padded):
         {"top_p": 0.05},
         {"top_p": 0.6},
         {"top_p": 1.0},
+        {"min_p": 0.0},
+        {"min_p": 0.2},
+        {"min_p": 1.0},
         {"repetition_penalty": 1.5},
         {"repetition_penalty": 0.7},
         {"temperature": 2.0, "top_k": 20},
         {"temperature": 1.5, "top_p": 0.8},
         {"top_k": 30, "top_p": 0.7},
         {"top_p": 0.9, "repetition_penalty": 2.0},
+        {"temperature": 2.0, "top_k": 60, "top_p": 0.9, "min_p": 0.1},
     ],
     ids=lambda settings: ",".join(f"{name}={value}" for name, value in settings.items()) or "plain",
 )
@@ -187,6 +199,19 @@ def test_top_k_keeps_ties():
 def test_top_k_beyond_the_vocabulary_keeps_everything():
     logits = torch.tensor([[1.0, 3.0, 2.0]])
     assert torch.equal(top_k_filter(logits, 50), logits)
+
+
+def test_min_p_is_a_share_of_the_best():
+    """Each row's own best token of .5 or .2 sets how likely the others must be; ties with it stay."""
+    logits = torch.cat((logits_of(0.5, 0.1, 0.25, 0.15), logits_of(0.2, 0.2, 0.12, 0.06)))
+    for p, expected in (
+        (0.0, [[0, 1, 2, 3], [0, 1, 2, 3]]),
+        (0.4, [[0, 2], [0, 1, 2]]),
+        (1.0, [[0], [0, 1]]),
+    ):
+        filtered = min_p_filter(logits, p)
+        assert [kept(row[None]) for row in filtered] == expected
+        assert torch.equal(filtered[filtered > -torch.inf], logits[filtered > -torch.inf])
 
 
 def test_penalty_always_makes_less_likely():
@@ -312,6 +337,36 @@ def test_one_end_token_fills_where_no_padding_is_named(tmp_path):
         ids, attention_mask=mask, max_new_tokens=12, do_sample=False, eos_token_id=stop
     )
     assert torch.equal(ours, theirs)
+
+
+def test_whose_end_and_padding_tokens_count():
+    """Those of the call, else of generation_config.json, else of config.json. An end may fill, too."""
+    config = FAMILIES["llama"].read_config(FAMILIES["llama"].tiny)
+    model = minilm.CausalLM(config.replace(eos_token_ids=(3, 4), pad_token_id=9))
+    stops = torch.tensor([6, 7])
+    assert end_tokens(model, None) == [3, 4] and _pad_token(model, None, stops) == 9
+    model.generation_config = {"eos_token_id": 5, "pad_token_id": 0}
+    assert end_tokens(model, None) == [5] and _pad_token(model, None, stops) == 0
+    assert end_tokens(model, 8) == [8] and _pad_token(model, 1, stops) == 1
+    assert end_tokens(model, (8, 2)) == [8, 2] and end_tokens(model, []) == []
+    model = minilm.CausalLM(config.replace(pad_token_id=None))
+    assert _pad_token(model, None, stops) == 6 and _pad_token(model, None, stops[:0]) == 0
+
+
+def test_what_cache_a_word_names():
+    """A static one of the right size, or one that has room for all tokens, up to a limit."""
+    model = minilm.CausalLM(FAMILIES["llama"].read_config(FAMILIES["llama"].tiny))
+    static = _make_cache(model, "static", 3, 20)
+    assert isinstance(static, minilm.StaticCache) and static.layers[0].buffers[0].shape[0::2] == (3, 20)
+    for total, room in ((20, 20), (100_000, 4096)):
+        cache = _make_cache(model, "dynamic", 3, total)
+        assert not isinstance(cache, minilm.StaticCache)
+        assert {layer.room for layer in cache.layers} == {room}
+
+
+def test_a_prompt_of_one_token():
+    model = minilm.CausalLM(FAMILIES["llama"].read_config(FAMILIES["llama"].tiny))
+    assert minilm.generate(model, torch.tensor([[5]]), max_new_tokens=2, eos_token_id=[]).shape == (1, 3)
 
 
 def test_no_new_token_and_one(model):

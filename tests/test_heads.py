@@ -588,3 +588,24 @@ def test_a_span_needs_both_ends():
     model = minilm.QuestionAnswerer(FAMILIES["qwen2"].read_config(FAMILIES["qwen2"].tiny))
     with pytest.raises(ValueError, match="both start_positions and end_positions"):
         model(torch.tensor([[5, 6]]), start_positions=torch.tensor([0]))
+
+
+def test_a_mask_of_pairs_does_not_say_what_is_padding():
+    """A 4-D mask counts as none: the padding token decides."""
+    ids = torch.tensor([[7, 8, 0], [0, 7, 9]])
+    pairs = torch.ones(2, 1, 3, 3, dtype=torch.bool)
+    found = pooling.real_tokens(torch.zeros(2, 3, 4), ids, pairs, 0)
+    assert found.tolist() == [[True, True, False], [False, True, True]]
+
+
+@pytest.mark.parametrize("kind", [minilm.SequenceClassifier, minilm.TokenClassifier, minilm.QuestionAnswerer])
+def test_embeddings_stand_for_their_tokens_in_every_head(kind):
+    model = kind(FAMILIES["llama"].read_config(FAMILIES["llama"].tiny)).eval()
+    ids, mask = torch.tensor([[5, 6, 7], [8, 9, 0]]), torch.tensor([[1, 1, 1], [1, 1, 0]])
+    out = model(ids, attention_mask=mask)
+    assert out.loss is out.cache is out.attentions is out.hidden_states is None  # what nobody asked for
+    expected = out.logits
+    embedded = model.decoder.embed(ids)
+    assert torch.equal(model(inputs_embeds=embedded, attention_mask=mask).logits, expected)
+    moved = model(ids, attention_mask=mask, position_ids=torch.tensor([[0, 1, 5]])).logits
+    assert not torch.equal(moved, expected)

@@ -47,6 +47,27 @@ def test_it_only_pays_for_large_fp32_products_without_gradients():
             assert fast_linear(x, weight).dtype == torch.bfloat16
 
 
+@needs_onednn
+def test_where_it_begins_to_pay(monkeypatch):
+    """Above 2^16 entries, or from 2^21 products on; on a CPU, by a torch that has it."""
+    small, edge, large = torch.zeros(64, 32), torch.zeros(256, 256), torch.zeros(257, 256)
+    with torch.no_grad():
+        assert linear.pays(torch.zeros(1, 256), large) and not linear.pays(torch.zeros(1, 256), edge)
+        assert linear.pays(torch.zeros(1024, 32), small) and not linear.pays(torch.zeros(1023, 32), small)
+        assert not linear.pays(torch.zeros(1, 256, device="meta"), large.to("meta"))
+        monkeypatch.setattr(linear, "_ONEDNN", None)
+        assert not linear.pays(torch.zeros(1, 256), large)
+
+
+def test_a_compiler_makes_its_own_choice(monkeypatch):
+    """What it traces is torch's product."""
+    x, weight, bias = operands()
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    monkeypatch.setattr(linear, "onednn_linear", lambda *_: pytest.fail("oneDNN was called"))
+    with torch.no_grad():
+        assert torch.equal(fast_linear(x, weight, bias), nn.functional.linear(x, weight, bias))
+
+
 def test_gradients_flow_through_a_layer():
     x, weight, bias = operands()
     layer = Linear(WIDE, WIDE + 1)
@@ -71,9 +92,11 @@ def test_the_eager_backend_keeps_the_reference_s_bits(monkeypatch):
         return original(*arguments)
 
     monkeypatch.setattr(linear, "onednn_linear", count)
+    large = [each for each in model.modules() if isinstance(each, Linear) and each.weight.numel() > 2**16]
+    assert len(large) > model.config.num_layers
     with torch.no_grad():
         for backend, expected in (("eager", False), ("sdpa", True), ("eager", False), ("flash", True)):
             called.clear()
             model.backend = backend
             model(ids)
-            assert bool(called) == expected, backend
+            assert len(called) == (len(large) + 1 if expected else 0), backend  # and the head's

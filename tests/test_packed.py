@@ -5,7 +5,7 @@ import torch
 from reference import make_reference
 
 import minilm
-from minilm import parity
+from minilm import backends, masks, packed, parity, unpad
 from minilm.families import FAMILIES
 
 
@@ -28,6 +28,29 @@ def test_the_blocks_see_real_tokens_only():
     assert seen == [(1, int(batch.mask.sum()), 48)]
     assert out.logits.shape[:2] == batch.input_ids.shape
     assert all(state.shape == (3, 17, 48) for state in out.hidden_states)
+
+
+@pytest.mark.parametrize(("window", "causal"), [(None, True), (2, True), (None, False)])
+def test_texts_see_nothing_of_each_other(window, causal):
+    """Texts of three and two tokens give what each gives alone, at a scale of its own."""
+    tokens = unpad.real_tokens(torch.tensor([[1, 1, 1], [0, 1, 1]]))
+    query, key, value = (torch.randn(1, heads, 5, 8) for heads in (4, 2, 2))
+    texts = packed.Texts(tokens, tokens, window, causal)
+    found = packed.attention(query, key, value, texts, scale=0.7, dropout=0.0)
+    for text in (slice(0, 3), slice(3, 5)):
+        places = torch.arange(text.stop - text.start)[None]
+        mask = masks.visible(places, places, None, window) if causal else masks.visible(places + 9, places)
+        alone, _ = backends.eager_attention(*(x[:, :, text] for x in (query, key, value)), mask, scale=0.7)
+        assert (found[:, :, text] - alone).abs().max() < 1e-6
+
+
+def test_dropout_is_not_left_out_in_silence():
+    """The kernel at hand cannot drop weights, and says so."""
+    model = minilm.CausalLM(
+        FAMILIES["llama"].read_config(FAMILIES["llama"].tiny).replace(attention_dropout=0.1), backend="flash"
+    )
+    with pytest.raises(ValueError, match=r"dropout_p is 0\.1"):
+        model.train()(torch.tensor([[1, 2]]))
 
 
 def test_gradients_pass_through_packing():
