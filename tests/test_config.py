@@ -157,3 +157,41 @@ def test_replace_validates_and_leaves_the_original():
         BASE.replace(num_layers=0)
     with pytest.raises(TypeError, match="num_layer"):
         BASE.replace(num_layer=5)
+
+
+SIZES = dict(
+    vocab_size=11, hidden_size=8, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4,
+    intermediate_size=12, max_positions=16,
+)  # fmt: skip
+
+
+def test_borders_are_allowed():
+    """The smallest and the largest values that a model can have; whole numbers stay whole."""
+    RopeConfig(theta=0.5, low_freq_factor=9.0)  # a default scaling does not read the second
+    RopeConfig(scaling="yarn", original_max_positions=1)
+    config = ModelConfig(**SIZES, norm_eps=0.0, init_std=0.0, rope=RopeConfig(scaling="dynamic"))
+    assert config.groups == 2 and isinstance(config.groups, int)
+    config.replace(label_names=("one", "two"), problem_type="single_label_classification")
+    config.replace(label_names=("one",), problem_type="regression")
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"rope": RopeConfig(scaling="dynamic", fraction=0.5)}, "rotate at least 4 dimensions"),
+        ({"label_names": ()}, "label_names is empty"),
+        ({"label_names": ("one",), "problem_type": "single_label_classification"}, "nothing to choose"),
+        ({"cross_attention": True, "residual": "parallel"}, "residual cannot be 'parallel'"),
+    ],
+)
+def test_what_lies_beyond_a_border_is_refused(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        ModelConfig(**SIZES, **changes)
+
+
+def test_defaults_of_a_rope_config():
+    """Those of the papers and of transformers; a file that leaves one out means these."""
+    config = RopeConfig()
+    assert (config.theta, config.fraction, config.scaling, config.factor) == (10_000.0, 1.0, "default", 1.0)
+    assert (config.low_freq_factor, config.high_freq_factor) == (1.0, 4.0)
+    assert (config.beta_fast, config.beta_slow, config.truncate) == (32.0, 1.0, True)
