@@ -246,9 +246,12 @@ class Prepared:
 
 def _copy_prepared(
     module: str, arguments: list[str], folder: Path, output: BinaryIO, environment: dict[str, str]
-) -> Prepared:
+) -> Prepared | subprocess.Popen:
     """Run a module in a copy of a process that was prepared for it, set up like the process of _spawn."""
-    return Prepared(module, arguments, folder, output.name, environment)
+    try:
+        return Prepared(module, arguments, folder, output.name, environment)
+    except OSError:  # its socket cannot be made: the path of the temporary folder may be too long for one
+        return _spawn(module, arguments, folder, output, environment)
 
 
 def _environment(root: Path, limits: Limits, workspace: Path | None) -> dict[str, str]:

@@ -65,6 +65,16 @@ def check(folder: Path, text: str | bytes, unit: list[Exercise] = UNIT, limits=L
     return sandbox.run(ROOT, folder, unit, 3, limits, workspace, start="prepared")
 
 
+def test_where_no_process_can_be_prepared_a_new_one_is_started(tmp_path, monkeypatch):
+    """Its socket has no room for the path of some temporary folders."""
+
+    def refused(*_) -> None:
+        raise OSError("AF_UNIX path too long")
+
+    monkeypatch.setattr(sandbox, "Prepared", refused)
+    assert [report.status for report in check(tmp_path, SOLUTION)] == ["passed"] * 3
+
+
 # --------------------------------------------------------------------------------------------------
 # What an answer does while it runs. Two of them stand in one file, and a right one is judged after them.
 

@@ -68,7 +68,7 @@ def test_an_answer_that_is_imported_is_refused(tmp_path):
     """From the package, from the solutions, or under another name: it says what to do instead."""
     from minilm.course import worker
 
-    name = "ex08_grouped_queries.py"
+    name, unit = "ex08_grouped_queries.py", sources.find(ROOT, "8")
     for line in (
         "from minilm.attention import repeat_kv",
         "from minilm import attention\nrepeat_kv = attention.repeat_kv",
@@ -77,7 +77,7 @@ def test_an_answer_that_is_imported_is_refused(tmp_path):
     ):
         stub = sources.stub((ROOT / "solutions" / name).read_text())
         (tmp_path / name).write_text(f"{stub}\n\n{line}\n")
-        report = worker.check(ROOT, tmp_path, "8.1", 0)
+        report = worker.check(ROOT, tmp_path, unit[0], unit, 0, 2**20)
         assert report.status == "broken", (line, report)
     (tmp_path / name).write_text(f"from minilm.config import ModelConfig\n{stub}")
-    assert worker.check(ROOT, tmp_path, "8.1", 0).status == "unsolved"
+    assert worker.check(ROOT, tmp_path, unit[0], unit, 0, 2**20).status == "unsolved"

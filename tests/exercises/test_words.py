@@ -88,7 +88,9 @@ def test_what_an_answer_calls_is_to_blame(tmp_path):
     for number, body in answers.items():
         text = text.replace(f'raise NotImplementedError("exercise {number}")', body)
     (tmp_path / name).write_text(text)
-    found = worker.check(root, tmp_path, "5.4", 0)
+    unit = sources.find(root, "5")
+    (exercise,) = sources.find(root, "5.4")
+    found = worker.check(root, tmp_path, exercise, unit, 0, 2**20)
     assert (
         found.sentences[0] == "it calls your rotate_half (exercise 5.3), which is not right yet: begin there"
     )
