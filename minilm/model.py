@@ -55,7 +55,8 @@ class Block(nn.Module):
     ) -> tuple[Hidden, Tensor | None, Tensor | None]:
         """memory: keys, values and mask for cross-attention.
 
-        Returns the residual stream after this block, and both attentions' weights if the backend has them.
+        Returns the residual stream after this block, and the weights of attention and of cross-attention if
+        the backend has them.
         """
         attended, weights = self.attention(self.attention_norm(x), cos_sin, mask, cache, attend)
         attended = self.drop(attended)

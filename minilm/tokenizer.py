@@ -103,7 +103,7 @@ def _to_list(ids: Sequence[int] | Tensor) -> list[int]:
     """The ids of one row as integers; refuses what is none, such as the -100 of labels."""
     found = ids.tolist() if isinstance(ids, Tensor) else ids
     if isinstance(found, Iterable) and not isinstance(found, str | bytes):
-        found = list(found)
+        found = [each.item() if isinstance(each, Tensor) and each.ndim == 0 else each for each in found]
         if all(isinstance(each, Integral) and 0 <= each < 2**31 for each in found):
             return found
     raise ValueError(f"ids are {checks.shown(found)}; give one row of integers, each 0 or more")

@@ -193,7 +193,11 @@ def test_watch_sees_what_was_changed(tmp_path):
     stubs(tmp_path)
     command = [sys.executable, "-m", "minilm.course", "watch", "8", "--folder", str(tmp_path)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT) as watching:
+    # A shell lets what it starts in the background ignore Ctrl-C, and its children inherit that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    watching = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT)
+    signal.signal(signal.SIGINT, before)
+    with watching:
         try:
             assert "watching 3 exercises" in watching.stdout.readline()
             time.sleep(0.2)
