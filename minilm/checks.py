@@ -318,6 +318,9 @@ def described(value: object) -> str:
 def scores(logits: Tensor, model: nn.Module) -> Tensor:
     """The logits after a prompt, unless they are no numbers: of those no token is the best.
 
+    Looking at them costs nothing, reading all weights would. One kind of damage stays unseen so: for queries
+    and keys that are NaN, torch's fused attention on a CPU gives numbers ("eager" and "flash" give NaN).
+
     Raises: ValueError naming the parameters that are to blame, if any are.
     """
     if logits.device.type == "meta" or not bool(logits.isnan().any()):

@@ -133,6 +133,7 @@ class TokenClassifier(Classifier):
 
     def loss(self, logits: Tensor, labels: Tensor) -> Float[Tensor, ""]:
         """Cross-entropy with labels of [batch, length]; -100 where there is nothing to learn."""
+        checks.labels(labels, *logits.shape[:2])
         return loss.token_loss(logits, labels)
 
 

@@ -213,7 +213,7 @@ class Decoder(nn.Module):
         if position_ids is None:
             position_ids = self._default_positions(attention_mask, x, seen)
         if self.config.rope is None:
-            self._check_positions(position_ids)
+            checks.learned_positions(position_ids, self.config.max_positions)
             return x + self.embed_positions(position_ids), None
         return x, self._cos_sin(position_ids, x.dtype)
 
@@ -263,6 +263,3 @@ class Decoder(nn.Module):
             positions = torch.arange(first, seen + query_length, device=device)[None]
             made[window] = masks.visible(positions[:, -query_length:], positions, key_valid, window)
         return made
-
-    def _check_positions(self, position_ids: Tensor) -> None:
-        checks.learned_positions(position_ids, self.config.max_positions)

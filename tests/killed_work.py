@@ -132,10 +132,8 @@ def saving(name: str, old: tuple[str, int] | None, new: tuple[str, int]) -> Work
         family, _ = old if version == 1 else new
         assert model.family == family
         assert model.generation_config.get("eos_token_id") in (None, version)
-        assert json.loads((checkpoint.resolve(path) / "tokenizer.json").read_text())["version"] in (
-            0,
-            version,
-        )
+        tokenizer = json.loads((checkpoint.resolve(path) / "tokenizer.json").read_text())
+        assert tokenizer["version"] in (0, version)
         if not is_refused(path):
             theirs = transformers.AutoModelForCausalLM.from_pretrained(path)
             assert one_number(theirs) == version and theirs.config.model_type == family

@@ -152,9 +152,7 @@ def in_opened(number: int, size: int) -> Callable[[], None]:
 
     def limit() -> None:
         _, highest = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(
-            resource.RLIMIT_FSIZE, (size, highest)
-        )  # for itself: its children may set their own
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, highest))  # its children may set their own
 
     def arm() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # Python would get an error instead

@@ -37,9 +37,7 @@ class Mutant:
     new: str
     description: str  # "old → new"; the second of a line that has two alike ends in " #2"
     guards: bool  # in the condition of `if …: raise` or `require(…)`
-    on_import: (
-        bool  # at the top of the module or of a class, or a default: new code for a function is not enough
-    )
+    on_import: bool  # at the top of a module or class, or a default: new code for a function is not enough
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -168,10 +166,8 @@ def mutants(path: str, source: bytes) -> list[Mutant]:
         if isinstance(node, NO_CODE) or is_docstring(node) or (on_import and is_alias(node)):
             return
         if isinstance(node, ast.FunctionDef):  # its defaults and decorators; they count where its body runs
-            function, body = (
-                f"{function}.{node.name}".strip("."),
-                range(node.body[0].lineno, node.end_lineno + 1),
-            )
+            function = f"{function}.{node.name}".strip(".")
+            body = range(node.body[0].lineno, node.end_lineno + 1)
             for old, new, words in changes(node):
                 add(old, new, words, function, body, guards, on_import)
             for child in (*node.args.defaults, *filter(None, node.args.kw_defaults), *node.decorator_list):

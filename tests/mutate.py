@@ -40,9 +40,7 @@ import pytest
 from tests.mutants import Mutant, known_equivalents, mutants
 
 ROOT = Path.cwd()  # the repository
-RECORD = (
-    ROOT / ".mutants.json"
-)  # what --record finds: which tests execute which lines, and how long they take
+RECORD = ROOT / ".mutants.json"  # what --record finds: the tests of each line, and their seconds
 QUIET = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
 LIBRARIES = "torch transformers hypothesis beartype jaxtyping einops safetensors tokenizers numpy".split()
 KILLS = ROOT / ".mutants.killed.jsonl"  # what was killed once is not tried again, unless its module changes
