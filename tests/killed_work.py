@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
@@ -18,6 +19,7 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""  # a process that has trained beside a G
 import PIL.Image
 import test_fetch
 import torch
+import tqdm
 import transformers
 from kills import Work
 from rich.console import Console
@@ -31,6 +33,8 @@ from minilm.families import FAMILIES
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 torch.set_num_threads(1)  # a process with threads must not be copied
+tqdm.tqdm.monitor_interval = 0  # nor one with tqdm's thread
+tqdm.tqdm.set_lock(threading.RLock())  # its own is shared with copies: one killed while it has it keeps it
 
 ROOT = Path(__file__).parents[1]
 

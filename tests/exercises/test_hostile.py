@@ -172,8 +172,8 @@ KEEPS = {  # what it does: its code, and what its learner is told
 }  # fmt: skip
 ENDS = {  # what ends the process, so that the next answer is judged in another one
     "exits": ("exit(5)", "your code ended the process (code 5): it printed nothing"),
-    "exits without an output": (
-        "import sys\nsys.stdout = sys.stderr = None\nsys.exit(5)",
+    "exits with its output closed": (
+        "import sys\nsys.stdout.close()\nsys.exit(5)",
         "your code ended the process (code 5): it printed nothing",
     ),
     "prints without end": ("while True: print('x' * 1000)", "your code printed more than 64 KB"),
@@ -443,8 +443,8 @@ for report in sandbox.run(root, folder, sources.find(root, "8.2"), 1, start="cop
 
 @needs_linux
 def test_a_copy_of_the_runner_never_goes_on_as_a_runner(tmp_path):
-    """Not even where the code has left nothing that could be flushed."""
-    body, words = ENDS["exits without an output"]
+    """Not even where the code has left nothing that can be flushed."""
+    body, words = ENDS["exits with its output closed"]
     (tmp_path / FILE).write_text(answered(e8_2=body), encoding="utf-8")
     command = [sys.executable, "-c", RUNNER, ROOT, tmp_path]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
