@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+import transformers
 
 from minilm import ConfigError, ModelConfig, RopeConfig
 
@@ -52,13 +53,24 @@ def test_a_wrong_word_is_answered_with_the_right_ones(name, value, allowed):
 
 
 @pytest.mark.parametrize(
+    ("name", "value", "needed"),
+    [
+        ("tie_embeddings", "false", "True or False"),
+        ("qkv_bias", 1, "True or False"),
+        ("norm_eps", "1e-5", "a number"),
+        ("norm_eps", None, "a number"),
+        ("eos_token_ids", 2, "a tuple of integers"),
+        ("label_names", "ab", "a tuple of names"),
+    ],
+)
+def test_a_value_of_another_kind_is_answered_with_the_right_one(name, value, needed):
+    assert refusal(BASE, **{name: value}) == f"{name} is {value!r}; it must be {needed}"
+
+
+@pytest.mark.parametrize(
     ("changes", "fragments"),
     [
-        ({"tie_embeddings": "false"}, ["tie_embeddings is 'false'", "True or False"]),
-        ({"qkv_bias": 1}, ["qkv_bias is 1", "True or False"]),
-        ({"norm_eps": "1e-5"}, ["norm_eps is '1e-5'", "a number"]),
         ({"norm_eps": -1e-5}, ["norm_eps is -1e-05", "must not be negative"]),
-        ({"norm_eps": None}, ["norm_eps is None", "a number"]),
         ({"init_std": -0.02}, ["init_std is -0.02", "must not be negative"]),
         ({"bos_token_id": "0"}, ["bos_token_id is '0'", "an integer"]),
         ({"num_kv_heads": 4}, ["num_heads (6)", "multiple of num_kv_heads (4)"]),
@@ -109,6 +121,11 @@ def test_an_impossible_structure_is_refused(changes, fragments):
             {"scaling": "llama3", "original_max_positions": 64, "low_freq_factor": 0.0},
             ["low_freq_factor (0.0) > 0"],
         ),
+        (
+            {"scaling": "yarn", "original_max_positions": 64, "beta_slow": 0.0},
+            ["beta_fast (32.0) >= beta_slow (0.0) > 0"],
+        ),
+        ({"attention_factor": 0.0}, ["attention_factor is 0.0", "positive, or None"]),
     ],
 )
 def test_an_impossible_rotation_is_refused(changes, fragments):
@@ -168,7 +185,7 @@ SIZES = dict(
 def test_borders_are_allowed():
     """The smallest and the largest values that a model can have; whole numbers stay whole."""
     RopeConfig(theta=0.5, low_freq_factor=9.0)  # a default scaling does not read the second
-    RopeConfig(scaling="yarn", original_max_positions=1)
+    RopeConfig(scaling="yarn", original_max_positions=1, beta_fast=2.0, beta_slow=2.0)
     config = ModelConfig(**SIZES, norm_eps=0.0, init_std=0.0, rope=RopeConfig(scaling="dynamic"))
     assert config.groups == 2 and isinstance(config.groups, int)
     config.replace(label_names=("one", "two"), problem_type="single_label_classification")
@@ -187,6 +204,21 @@ def test_borders_are_allowed():
 def test_what_lies_beyond_a_border_is_refused(changes, message):
     with pytest.raises(ConfigError, match=message):
         ModelConfig(**SIZES, **changes)
+
+
+def test_defaults_are_those_of_llama_in_transformers():
+    """A structure in which nothing else is said."""
+    ours, theirs = ModelConfig(**SIZES), transformers.LlamaConfig()
+    assert (ours.norm_eps, ours.init_std) == (theirs.rms_norm_eps, theirs.initializer_range)
+    assert ours.qkv_bias is ours.out_bias is theirs.attention_bias is False
+    assert ours.mlp_bias is theirs.mlp_bias is False
+    assert ours.tie_embeddings is theirs.tie_word_embeddings is False
+    assert ours.scale_embeddings is ours.depth_scaled_init is False
+    assert ours.label_names == tuple(theirs.id2label.values()) == ("LABEL_0", "LABEL_1")
+    head = transformers.LlamaForTokenClassification(
+        transformers.LlamaConfig(num_hidden_layers=0, vocab_size=8)
+    )
+    assert ours.classifier_dropout == head.dropout.p
 
 
 def test_defaults_of_a_rope_config():

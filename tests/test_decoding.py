@@ -17,12 +17,16 @@ from minilm.families import FAMILIES
 from minilm.speculate import DraftModel, prompt_lookup, speculate
 
 STOPS = [5, 17, 33, 44, 60, 61, 62, 63, 64, 65]  # enough ids for texts to end early
+ENDS = list(range(2, 190, 4))  # so many that all of a prompt's texts may end at the same step
 SEARCHES = {
     "to the end": {"num_beams": 4},
     "longer is better": {"num_beams": 3, "length_penalty": 2.0, "eos_token_id": STOPS},
     "shorter is better": {"num_beams": 2, "length_penalty": -1.0, "eos_token_id": STOPS},
     "early stopping": {"num_beams": 3, "early_stopping": True, "eos_token_id": STOPS},
     "penalty": {"num_beams": 2, "repetition_penalty": 1.3},
+    "many ends": {"num_beams": 4, "eos_token_id": ENDS},
+    "many ends, longer is better": {"num_beams": 3, "length_penalty": 2.0, "eos_token_id": ENDS},
+    "many ends, shorter is better": {"num_beams": 4, "length_penalty": -1.0, "eos_token_id": ENDS},
 }
 
 
@@ -69,8 +73,9 @@ def test_beam_search_equals_transformers(pair, family, search):
 
 
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
-@pytest.mark.parametrize("stops", [[], [2]], ids=["to the end", "ending early"])
-def test_enough_beams_find_the_best_text(stops, cache):
+@pytest.mark.parametrize("penalty", [0.0, 1.5])
+@pytest.mark.parametrize("stops", [[], [2], [2, 4]], ids=["to the end", "ending early", "in two ways"])
+def test_enough_beams_find_the_best_text(stops, penalty, cache):
     """With as many beams as there are texts of two tokens, none is lost: the best of all texts of three.
 
     Two prompts, one of them padded; length_penalty 0 compares plain sums of log-probabilities.
@@ -81,8 +86,8 @@ def test_enough_beams_find_the_best_text(stops, cache):
     parity.randomise(model, 4)
     prompts, mask = torch.tensor([[3, 1, 4], [0, 2, 3]]), torch.tensor([[1, 1, 1], [0, 1, 1]])
     found = minilm.generate(
-        model, prompts, mask, max_new_tokens=new, num_beams=vocab**2, length_penalty=0.0, eos_token_id=stops,
-        pad_token_id=0, cache=cache,
+        model, prompts, mask, max_new_tokens=new, num_beams=vocab**2, length_penalty=penalty,
+        eos_token_id=stops, pad_token_id=0, cache=cache,
     )  # fmt: skip
     texts = torch.cartesian_prod(*[torch.arange(vocab)] * new)
     for row in range(2):
@@ -92,7 +97,7 @@ def test_enough_beams_find_the_best_text(stops, cache):
         chosen = logits[:, len(prompt) - 1 : -1].log_softmax(-1).gather(2, texts[..., None])[..., 0]
         before = torch.isin(texts, torch.tensor(stops, dtype=torch.long)).long().cumsum(1)
         counts = torch.cat((torch.ones(len(texts), 1), before[:, :-1] == 0), dim=1)  # up to the first end
-        best = (chosen * counts).sum(1).argmax()
+        best = ((chosen * counts).sum(1) / counts.sum(1) ** penalty).argmax()
         expected = (texts[best] * counts[best]).long()
         assert found[row, 3:].tolist() == expected[: found.shape[1] - 3].tolist()
 
@@ -100,8 +105,8 @@ def test_enough_beams_find_the_best_text(stops, cache):
 def test_hypotheses_by_hand():
     """The two best texts are kept, best first; a prompt is done once what runs cannot beat the worse one."""
 
-    def found(*scores: float) -> Hypotheses:
-        texts = Hypotheses(2)
+    def found(*scores: float, size: int = 2) -> Hypotheses:
+        texts = Hypotheses(size)
         for score in scores:
             texts.add(score, torch.tensor([int(-score)]))
         return texts
@@ -118,6 +123,9 @@ def test_hypotheses_by_hand():
         texts = found(*scores)
         texts.close_if_hopeless(running, early)
         assert texts.closed is closed, (scores, running, early)
+    texts = found(-1.0, -2.0, -3.0, size=3)
+    texts.close_if_hopeless(-2.5, False)
+    assert not texts.closed  # the worst of three is what counts
 
 
 def test_beam_step_by_hand():
@@ -128,6 +136,20 @@ def test_beam_step_by_hand():
     assert best.tolist() == [[-1.5, -2.25, -3.0]]
     assert parents.tolist() == [[0, 1, 1]]
     assert chosen.tolist() == [[1, 0, 2]]
+
+
+def test_beams_read_a_prompt_once_and_no_further_than_they_must(pair, monkeypatch):
+    """One row per prompt, then one per beam; none once every text has ended."""
+    model, _ = pair("llama")
+    shapes, forward = [], model.forward
+    monkeypatch.setattr(
+        model, "forward", lambda ids, **given: shapes.append(ids.shape) or forward(ids, **given)
+    )
+    prompts, every = torch.arange(10, 18).view(2, 4), list(range(model.config.vocab_size))
+    for stops, steps in (([], 4), (every, 0)):
+        shapes.clear()
+        minilm.generate(model, prompts, max_new_tokens=5, num_beams=3, eos_token_id=stops, pad_token_id=0)
+        assert shapes == [(2, 4), *[(6, 1)] * steps]
 
 
 def test_a_beam_search_that_reads_another_beams_past_is_noticed(pair, monkeypatch):

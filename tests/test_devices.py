@@ -54,6 +54,28 @@ def test_generating_stays_on_its_device(settings, cache):
     assert out.shape == (2, 6) and out.device == META
 
 
+@pytest.mark.parametrize("backend", ["eager", "sdpa", "flash"])
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+@pytest.mark.parametrize(
+    "settings", [{}, {"do_sample": True, "top_p": 0.9, "repetition_penalty": 1.2}, {"num_beams": 3}], ids=str
+)
+def test_generating_asks_for_no_other_device(settings, cache, backend):
+    """The other way round: where tensors are made on meta by default, all goes on on the model's CPU.
+
+    With padding, and with what reads numbers. Only the angles of RoPE begin on the default device.
+    """
+    config = FAMILIES["gpt_bigcode"].read_config(FAMILIES["gpt_bigcode"].tiny)
+    model, prompts = minilm.CausalLM(config, backend).eval(), torch.randint(3, 90, (2, 9))
+    mask = (torch.arange(9) >= torch.tensor([[4], [0]])).long()
+    settings = {"max_new_tokens": 6, "cache": cache, "eos_token_id": [4, 5], **settings}
+    texts = []
+    for device in ("cpu", "meta"):
+        torch.manual_seed(1)
+        with torch.device(device):
+            texts.append(minilm.generate(model, prompts, mask, **settings))
+    assert torch.equal(*texts)
+
+
 @pytest.mark.parametrize("kind", [minilm.SequenceClassifier, minilm.TokenClassifier, minilm.QuestionAnswerer])
 def test_heads_stay_on_their_device(kind):
     """By a mask of the keys seen so far, and by the padding token."""

@@ -511,6 +511,33 @@ def test_what_goes_without_saying_is_not_written():
         assert FAMILIES["llama"].write_config(config.replace(eos_token_ids=eos))["eos_token_id"] == written
 
 
+def test_yarn_needs_no_factor():
+    """Without one it is how many times the trained length goes into the new one."""
+    yarn = {"rope_type": "yarn", "original_max_position_embeddings": 32}
+    config = families.read_config(tiny("llama", max_position_embeddings=128, rope_parameters=yarn))[1]
+    assert config.rope.factor == 4.0
+    assert "attention_factor" not in base.write_rope(config.rope)
+
+
+def test_a_refusal_names_all_that_is_meant():
+    """Keys that nobody knows in the order of the alphabet, fields without words in that of their class."""
+    unknown = [f"key_{letter}" for letter in "hgfedcba"]
+    message = refusal(tiny("llama") | dict.fromkeys(unknown, 1))
+    assert f"a llama model has {', '.join(map(repr, sorted(unknown)))}, which this" in message
+    config = FAMILIES["gemma"].read_config(tiny("gemma")).replace(qk_norm=True, scale_embeddings=False)
+    with pytest.raises(ConfigError, match="cannot say qk_norm = True; scale_embeddings = False[.] Save"):
+        FAMILIES["gemma"].write_config(config)
+    assert refusal(tiny("gpt_neox", num_attention_heads=0)).endswith("= 0; it must be a positive integer")
+
+
+def test_a_trunk_has_other_names_in_files_of_other_tasks():
+    family, names = FAMILIES["llama"], ("norm.weight", "model.norm.weight", "transformer.norm.weight")
+    for task, name in (("causal-lm", "model.norm.weight"), ("question-answering", "transformer.norm.weight")):
+        assert [family.canonical(each, task) for each in names] == [name] * 3
+    assert FAMILIES["gpt_bigcode"].canonical("h.0.ln_1.bias") == "transformer.h.0.ln_1.bias"
+    assert FAMILIES["gemma"].canonical("other.norm.weight") == "other.norm.weight"
+
+
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_a_structure_is_written_faithfully_or_refused(model_type):
     """Change one field at a time: transformers reads the change back, or there is an error."""

@@ -1,6 +1,9 @@
 """What every notebook has: its parts in order, outputs that come from running it, words for its pictures."""
 
+import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -85,6 +88,21 @@ def test_the_outputs_come_from_one_run(path):
 def test_no_cell_is_longer_than_a_screen(path):
     for cell in code_cells(path):
         assert cell.source.count("\n") < LONGEST_CELL, cell.source.split("\n", 1)[0]
+
+
+@every_notebook
+def test_every_name_that_a_cell_uses_is_known(path):
+    """Also in functions that no cell calls, such as the package's own code: a learner may call them."""
+    command = [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "F821"]
+    ended = subprocess.run([*command, "--output-format", "json", path], capture_output=True, text=True)
+    found = json.loads(ended.stdout)
+    cells, unknown = read(path).cells, []
+    for each in found:
+        row, column = each["location"]["row"], each["location"]["column"]
+        before = cells[each["cell"] - 1].source.splitlines()[row - 1][: column - 1]
+        if before.count('"') % 2 == 0:  # else it is an axis of a shape
+            unknown.append(f"cell {each['cell']}: {each['message']}")
+    assert not unknown
 
 
 @every_notebook
