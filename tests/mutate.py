@@ -116,22 +116,21 @@ def digest(path: str) -> str:
 def make_trial(known: dict, mutant: Mutant, source: bytes, budget: float) -> Trial:
     """With the tests that execute the changed statement, the quickest first, until they take budget seconds.
 
-    What runs while the module is imported concerns every test that uses the module.
+    What runs while the module is imported concerns every test that uses the module: each of their files then
+    has its share of the budget.
     """
     lines, seconds = known["modules"][mutant.path]["lines"], known["seconds"]
     concerned = [str(line) for line in mutant.lines] if mutant.lines else list(lines)
     tests = {test for line in concerned for test in lines.get(line, ()) if test in seconds}
-    chosen, total, files = [], 0.0, set()
+    files = {test.split("::")[0] for test in tests}
+    share = budget / len(files) if files and mutant.on_import else budget
+    chosen, spent = [], Counter()
     for test in sorted(tests, key=lambda test: (seconds[test], test)):
         file = test.split("::")[0]
-        if total > budget:
-            break
-        if mutant.on_import and len(files) == 3 and file not in files:
-            continue  # importing many test files takes longer than running their tests
-        files.add(file)
-        chosen.append(test)
-        total += seconds[test]
-    return Trial(mutant, mutant.changed(source), chosen, limit=30 + 5 * total)
+        if spent[file] < share and spent.total() < budget:
+            chosen.append(test)
+            spent[file] += seconds[test]
+    return Trial(mutant, mutant.changed(source), chosen, limit=30 + 5 * spent.total())
 
 
 def in_fork(work: Callable[[int], int], limit: float) -> str:

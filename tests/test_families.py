@@ -505,6 +505,7 @@ def test_what_goes_without_saying_is_not_written():
     assert base.read_labels(base.Keys({}, "llama")) == {
         "label_names": ("LABEL_0", "LABEL_1"), "problem_type": None, "classifier_dropout": 0.1
     }  # fmt: skip
+    assert FAMILIES["llama"].write_config(config)["hidden_act"] == "silu"  # its usual name, not "swish"
     assert base.write_rope(RopeConfig()) == {"rope_type": "default", "rope_theta": 10_000.0}
     assert base.write_rope(RopeConfig(fraction=0.5))["partial_rotary_factor"] == 0.5
     for eos, written in (((), None), ((3,), 3), ((3, 4), [3, 4])):
