@@ -17,7 +17,7 @@ from minilm.families import FAMILIES
 from minilm.speculate import DraftModel, prompt_lookup, speculate
 
 STOPS = [5, 17, 33, 44, 60, 61, 62, 63, 64, 65]  # enough ids for texts to end early
-ENDS = list(range(2, 190, 4))  # so many that all of a prompt's texts may end at the same step
+ENDS = [token for token in range(190) if token % 5]  # so many that most of what ranks high ends a text
 SEARCHES = {
     "to the end": {"num_beams": 4},
     "longer is better": {"num_beams": 3, "length_penalty": 2.0, "eos_token_id": STOPS},
@@ -70,6 +70,17 @@ def test_beam_search_equals_transformers(pair, family, search):
                 **{**settings, **common, "eos_token_id": stops},
             )
             assert torch.equal(found, expected), (padding, cache)
+
+
+def test_beams_in_bf16_are_compared_in_fp32(tmp_path):
+    """Sums of log-probabilities that were rounded to bf16 would choose other texts."""
+    directory, _ = make_reference("llama", tmp_path)
+    model = minilm.load(directory, backend="eager", dtype=torch.bfloat16)
+    reference = parity.load_reference(directory, torch.bfloat16)
+    prompts = torch.arange(10, 34).view(6, 4)
+    settings = {"max_new_tokens": 20, "num_beams": 4, "pad_token_id": 1}
+    expected = reference.generate(prompts, do_sample=False, eos_token_id=None, **settings)
+    assert torch.equal(minilm.generate(model, prompts, eos_token_id=[], **settings), expected)
 
 
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
@@ -168,6 +179,21 @@ def test_a_beam_search_that_reads_another_beams_past_is_noticed(pair, monkeypatc
     wrong = minilm.generate(model, batch.input_ids, num_beams=4, max_new_tokens=32, eos_token_id=[])
     monkeypatch.setattr(minilm.DynamicCache, "repeat", repeat)
     assert not torch.equal(right, wrong)
+
+
+@pytest.mark.parametrize(("stops", "each"), [([], 2), ([4], 2), ([4, 5, 6], 4), (range(199), 199)])
+def test_enough_candidates_remain_where_the_best_ones_end(pair, monkeypatch, stops, each):
+    """Each beam can end in as many ways as there are stops, and must find one more; no more than tokens."""
+    model, _ = pair("llama")
+    asked = []
+
+    def step(scores: torch.Tensor, log_probs: torch.Tensor, candidates: int) -> tuple:
+        asked.append(candidates)
+        return beam_step(scores, log_probs, candidates)
+
+    monkeypatch.setattr(minilm.beam, "beam_step", step)
+    minilm.generate(model, torch.tensor([[8, 9]]), max_new_tokens=2, num_beams=3, eos_token_id=list(stops))
+    assert set(asked) == {3 * each}
 
 
 @pytest.mark.parametrize("family", FAMILIES)

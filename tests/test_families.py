@@ -405,6 +405,10 @@ def test_other_kinds_of_models_are_refused(model_type, key, value):
         ({"rope_type": "linear"}, ["'linear' needs 'factor'"]),
         ({"rope_type": "dynamic", "factor": None}, ["'dynamic' needs 'factor'"]),
         (
+            {"rope_type": "llama3", "factor": 8.0, "high_freq_factor": 4.0},
+            ["'llama3' needs 'low_freq_factor'"],
+        ),
+        (
             {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0},
             ["'llama3' needs 'high_freq_factor'"],
         ),
