@@ -114,23 +114,25 @@ def digest(path: str) -> str:
 
 
 def make_trial(known: dict, mutant: Mutant, source: bytes, budget: float) -> Trial:
-    """With the tests that execute the changed statement, the quickest first, until they take budget seconds.
+    """With the tests that execute the changed statement, until they take budget seconds: the quickest case of
+    every test function first, then their second ones.
 
-    What runs while the module is imported concerns every test that uses the module: each of their files then
-    has its share of the budget.
+    What runs while the module is imported concerns every test that uses the module.
     """
     lines, seconds = known["modules"][mutant.path]["lines"], known["seconds"]
     concerned = [str(line) for line in mutant.lines] if mutant.lines else list(lines)
     tests = {test for line in concerned for test in lines.get(line, ()) if test in seconds}
-    files = {test.split("::")[0] for test in tests}
-    share = budget / len(files) if files and mutant.on_import else budget
-    chosen, spent = [], Counter()
+    cases: dict[str, list[str]] = {}
     for test in sorted(tests, key=lambda test: (seconds[test], test)):
-        file = test.split("::")[0]
-        if spent[file] < share and spent.total() < budget:
-            chosen.append(test)
-            spent[file] += seconds[test]
-    return Trial(mutant, mutant.changed(source), chosen, limit=30 + 5 * spent.total())
+        cases.setdefault(test.split("[")[0], []).append(test)
+    turns = [(turn, seconds[test], test) for each in cases.values() for turn, test in enumerate(each)]
+    chosen, total = [], 0.0
+    for _, taken, test in sorted(turns):
+        if total > budget:
+            break
+        chosen.append(test)
+        total += taken
+    return Trial(mutant, mutant.changed(source), chosen, limit=30 + 5 * total)
 
 
 def in_fork(work: Callable[[int], int], limit: float) -> str:
