@@ -516,6 +516,20 @@ def test_what_goes_without_saying_is_not_written():
         assert FAMILIES["llama"].write_config(config.replace(eos_token_ids=eos))["eos_token_id"] == written
 
 
+@pytest.mark.parametrize(
+    ("task", "kind"),
+    [
+        ("sequence-classification", transformers.AutoModelForSequenceClassification),
+        ("token-classification", transformers.AutoModelForTokenClassification),
+        ("question-answering", transformers.AutoModelForQuestionAnswering),
+    ],
+)
+def test_a_file_names_the_class_of_its_task(task, kind):
+    written = FAMILIES["llama"].write_config(FAMILIES["llama"].read_config(tiny("llama")), task)
+    theirs = transformers.LlamaConfig(**{name: value for name, value in written.items() if name != "dtype"})
+    assert written["architectures"] == [type(kind.from_config(theirs)).__name__]
+
+
 def test_yarn_needs_no_factor():
     """Without one it is how many times the trained length goes into the new one."""
     yarn = {"rope_type": "yarn", "original_max_position_embeddings": 32}
