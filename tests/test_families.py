@@ -2,6 +2,7 @@
 
 import ast
 import copy
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -614,6 +615,13 @@ def test_every_parameter_has_a_name_of_its_own(model_type):
     names = [family.file_name(name) for name, _ in minilm.CausalLM(config).named_parameters()]
     assert len(set(names)) == len(names)
     assert [family.canonical(name) for name in names] == names
+
+
+def test_a_family_cannot_be_changed():
+    """All models share it."""
+    for value in (FAMILIES["llama"], FAMILIES["llama"].gguf):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            value.weights = {}
 
 
 def test_a_parameter_that_a_family_does_not_have():
