@@ -18,6 +18,7 @@ from minilm import loss, pooling
 from minilm.checkpoint import CheckpointError
 from minilm.config import ConfigError
 from minilm.families import FAMILIES
+from minilm.heads import TASKS
 from minilm.parity import make_batch
 
 AUTO = {
@@ -474,13 +475,15 @@ def test_a_classifier_goes_on_from_a_cache(classifier):
     torch.testing.assert_close(out.logits, classifier(ids, attention_mask=mask).logits, rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("kind", [minilm.SequenceClassifier, minilm.TokenClassifier, minilm.QuestionAnswerer])
+@pytest.mark.parametrize("kind", TASKS.values())
 def test_what_else_a_task_returns(kind):
     config = FAMILIES["qwen2"].read_config(FAMILIES["qwen2"].tiny)
     model = kind(config, backend="eager").eval()
     out = model(torch.tensor([[5, 6, 7]]), output_attentions=True, output_hidden_states=True)
     assert len(out.attentions) == config.num_layers and len(out.hidden_states) == config.num_layers + 1
     assert out.loss is None and out.cache is None
+    out = model(torch.tensor([[5, 6, 7]]))
+    assert out.attentions is None and out.hidden_states is None
     assert (model.backend, model.dtype, model.device.type) == ("eager", torch.float32, "cpu")
 
 
