@@ -89,7 +89,7 @@ KEEPS = {  # what it does: its code, and what its learner is told
         "torch.Tensor.softmax = lambda *_, **__: 0",
         "your code changes torch.Tensor.softmax, and",
     ),
-    "empties the built-ins": ("import builtins\nvars(builtins).clear()", "and 154 more, and that for"),
+    "empties the built-ins": ("import builtins\nvars(builtins).clear()", "the built-in __package__ and 1"),
     "puts others in the place of built-ins": (
         "import builtins\nbuiltins.open = builtins.Exception = None",
         "your code changes the built-in Exception, the built-in open, and that",
@@ -298,7 +298,7 @@ FILES = {
     "that names a function of its own torch.softmax": (
         b"import torch\ntorch.softmax = lambda *_: 0\n" + TEXT, ".py: your code changes torch.softmax, and"
     ),
-    "that removes torch": (b"import sys\ndel sys.modules['torch']\n" + TEXT, "line 11: RuntimeError"),
+    "that removes torch": (b"import sys\ndel sys.modules['torch']\n" + TEXT, ".py, line 11: "),  # import torch
     "with a number in the place of a function": (TEXT + b"kv_cache_bytes = 3\n", "'int' object is not"),
 }  # fmt: skip
 
