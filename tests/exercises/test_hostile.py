@@ -298,7 +298,7 @@ FILES = {
     "that names a function of its own torch.softmax": (
         b"import torch\ntorch.softmax = lambda *_: 0\n" + TEXT, ".py: your code changes torch.softmax, and"
     ),
-    "that removes torch": (b"import sys\ndel sys.modules['torch']\n" + TEXT, ".py, line 11: "),  # import torch
+    "that removes torch": (b"import sys\ndel sys.modules['torch']\n" + TEXT, ".py, line 11: "),
     "with a number in the place of a function": (TEXT + b"kv_cache_bytes = 3\n", "'int' object is not"),
 }  # fmt: skip
 
