@@ -124,7 +124,8 @@ def test_a_structure_made_by_hand(case, model):
 
 @table(
     a_model_of_a_name=(
-        lambda: minilm.CausalLM("tiny-qwen2"), "'tiny-qwen2'", "a ModelConfig", "model.config",
+        lambda: minilm.CausalLM("tiny-qwen2"), "a model is made from a ModelConfig, and got 'tiny-qwen2'",
+        "model.config",
     ),
     a_model_of_a_config_json=(
         lambda: minilm.TokenClassifier({"hidden_size": 8}), "{'hidden_size': 8}", "ModelConfig",

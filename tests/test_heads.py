@@ -19,6 +19,7 @@ from minilm.checkpoint import CheckpointError
 from minilm.config import ConfigError
 from minilm.families import FAMILIES
 from minilm.heads import TASKS
+from minilm.model import Decoder
 from minilm.parity import make_batch
 
 AUTO = {
@@ -485,6 +486,16 @@ def test_what_else_a_task_returns(kind):
     out = model(torch.tensor([[5, 6, 7]]))
     assert out.attentions is None and out.hidden_states is None
     assert (model.backend, model.dtype, model.device.type) == ("eager", torch.float32, "cpu")
+
+
+def test_the_trunk_alone():
+    """What every head reads; all but the tokens may be left out."""
+    model = minilm.CausalLM(FAMILIES["llama"].read_config(FAMILIES["llama"].tiny)).eval()
+    ids = torch.tensor([[5, 6, 7]])
+    out = model.decoder(ids)
+    assert torch.equal(model.score_tokens(out.hidden), model(ids).logits)
+    assert (out.cache, out.attentions, out.hidden_states, out.cross_attentions) == (None,) * 4
+    assert Decoder(model.config).backend == "sdpa"
 
 
 # ------------------------------------------------------------------------------------------------------------
