@@ -494,6 +494,7 @@ def test_the_trunk_alone():
     ids = torch.tensor([[5, 6, 7]])
     out = model.decoder(ids)
     assert torch.equal(model.score_tokens(out.hidden), model(ids).logits)
+    assert torch.equal(model.decoder(inputs_embeds=model.decoder.embed(ids)).hidden, out.hidden)
     assert (out.cache, out.attentions, out.hidden_states, out.cross_attentions) == (None,) * 4
     assert Decoder(model.config).backend == "sdpa"
 
