@@ -325,6 +325,7 @@ def test_heads_need_not_add_up_to_the_stream():
         "o_proj.weight": (48, 30),
         "o_proj.bias": (48,),
     }
+    assert CrossAttention(structure(3, out_bias=False), 0).o_proj.bias is None
 
 
 @pytest.mark.parametrize("kv_heads", HEADS.values(), ids=HEADS)
@@ -645,14 +646,19 @@ def test_a_model_without_cross_attention_refuses_a_memory():
             model(IDS, **given)
         with pytest.raises(ValueError, match="a model without cross-attention"):
             minilm.generate(model, IDS, **given)
+    filled, other = minilm.DynamicCache(model.config), make_model()
+    other(IDS, memory=MEMORY, cache=filled)
+    with pytest.raises(ValueError, match="a model without cross-attention"):
+        model(IDS, cache=filled)
 
 
 def test_a_filled_cache_refuses_another_memory_and_other_rows():
     model = make_model()
     cache = minilm.DynamicCache(model.config)
     model(IDS, memory=MEMORY, cache=cache)
-    with pytest.raises(ValueError, match="the cache holds a memory already"):
-        model(IDS, memory=MEMORY, cache=cache)
+    for given in ({"memory": MEMORY}, {"memory_mask": torch.ones(2, 4)}):
+        with pytest.raises(ValueError, match="the cache holds a memory already"):
+            model(IDS, cache=cache, **given)
     with pytest.raises(ValueError, match="the cache holds a memory for 2 rows and 1 were given"):
         model(IDS[:1], cache=cache)
 
