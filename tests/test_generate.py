@@ -421,6 +421,25 @@ def test_bad_settings_are_named(model, settings, message):
         assert str(caught.value) == message
 
 
+def test_a_cache_with_just_enough_room(model):
+    """The last new token is not read; one place less is refused."""
+    ids, _ = make_prompts(padded=False)
+    plain = minilm.generate(model, ids, max_new_tokens=8, eos_token_id=[])
+    needed = ids.shape[1] + 8 - 1
+    enough, short = (minilm.StaticCache(model.config, len(ids), room) for room in (needed, needed - 1))
+    assert torch.equal(minilm.generate(model, ids, max_new_tokens=8, eos_token_id=[], cache=enough), plain)
+    with pytest.raises(ValueError, match=rf"has room for {needed - 1} tokens, .* needs {needed}; make it"):
+        minilm.generate(model, ids, max_new_tokens=8, cache=short)
+
+
+def test_beams_begin_with_an_empty_cache(model):
+    ids, _ = make_prompts(padded=False)
+    cache = minilm.DynamicCache(model.config)
+    model(ids[:, :4], cache=cache)
+    with pytest.raises(ValueError, match=r"the cache has seen 4 tokens .* and no beams"):
+        minilm.generate(model, ids, num_beams=2, cache=cache)
+
+
 def test_an_empty_prompt_is_refused(model):
     with pytest.raises(ValueError, match=r"input_ids is \(2, 0\); give \[batch, length\] with at least one"):
         minilm.generate(model, torch.zeros(2, 0, dtype=torch.long))
