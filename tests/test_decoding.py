@@ -14,6 +14,7 @@ import minilm
 from minilm import parity
 from minilm.beam import Hypotheses, beam_step
 from minilm.families import FAMILIES
+from minilm.generate import SLOTS
 from minilm.speculate import DraftModel, prompt_lookup, speculate
 
 STOPS = [5, 17, 33, 44, 60, 61, 62, 63, 64, 65]  # enough ids for texts to end early
@@ -352,13 +353,37 @@ def test_settings_that_exclude_each_other(pair):
         ({"draft": "oracle"}, "draft is 'oracle'"),
         ({"cache": "elastic"}, "cache is 'elastic'"),
         ({"cache": cache}, "the cache has seen 5 tokens"),
-        ({"compile": True, "draft": "lookup"}, "compile=True"),
+        ({"compile": True, "draft": "lookup"}, "compile=True compiles the plain step"),
+        ({"compile": True, "cache": cache}, "compile=True compiles the plain step"),
         ({"min_p": 1.5}, "min_p is 1.5"),
     ]:
         with pytest.raises(ValueError, match=words):
             minilm.generate(model, ids, **settings)
     with pytest.raises(ValueError, match="the cache has seen 5 tokens and input_ids has 5"):
         minilm.generate(model, torch.ones(1, 5, dtype=torch.long), cache=cache)
+
+
+@pytest.mark.parametrize(("length", "room"), [(20, SLOTS), (SLOTS - 8, SLOTS), (SLOTS - 7, 2 * SLOTS)])
+def test_texts_of_similar_lengths_share_what_is_compiled(monkeypatch, length, room):
+    """Their static caches have the same room: a multiple of SLOTS that holds the text."""
+    config = FAMILIES["llama"].read_config(FAMILIES["llama"].tiny | {"max_position_embeddings": 2 * SLOTS})
+    model, made = minilm.CausalLM(config).eval(), []
+
+    class Step:
+        """A compiled step that is not compiled."""
+
+        def __init__(self, model: minilm.CausalLM, cache: minilm.StaticCache):
+            self.model, self.cache = model, cache
+            made.append(cache.max_length)
+
+        def __call__(self, token: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+            return self.model(token, attention_mask=mask, cache=self.cache).logits[:, -1]
+
+    monkeypatch.setattr(sys.modules["minilm.generate"], "CompiledStep", Step)
+    ids, settings = torch.arange(length)[None] % 190, {"max_new_tokens": 8, "eos_token_id": []}
+    found = minilm.generate(model, ids, compile=True, **settings)
+    assert torch.equal(found, minilm.generate(model, ids, **settings))
+    assert made == [room]
 
 
 COMPILED = """
